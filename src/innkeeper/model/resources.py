@@ -1,0 +1,361 @@
+"""Typed resources: what the state stores, the API speaks and the CLI prints.
+
+Every resource has an id (UUID), a name unique in its kind, labels, a revision for compare-and-swap, and conditions.
+``spec`` is what is desired, ``status`` what was last observed. Sizes are bytes, times are UTC.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MacAddress = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+def new_id() -> str:
+    """A fresh random UUID as text."""
+    return str(uuid4())
+
+
+def now() -> datetime:
+    """The present moment in UTC."""
+    return datetime.now(UTC)
+
+
+class Part(BaseModel):
+    """A piece of a resource; unknown members are refused so that a typing error is never silently dropped."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Condition(Part):
+    """Something worth knowing about a resource: ``type`` such as ``Degraded``, true or not, since when and why."""
+
+    type: str
+    status: bool
+    reason: str = ""
+    message: str = ""
+    since: datetime = Field(default_factory=now)
+
+
+class Resource(Part):
+    """What all kinds share."""
+
+    kind: ClassVar[str]
+
+    id: Uuid = Field(default_factory=new_id)
+    name: str
+    labels: dict[str, str] = Field(default_factory=dict)
+    revision: int = 0
+    created_at: datetime = Field(default_factory=now)
+    conditions: list[Condition] = Field(default_factory=list)
+
+
+# --- guests ----------------------------------------------------------------------------------------------------------
+
+
+class VmState(StrEnum):
+    """The life cycle of a guest; ``daemon`` services guard each operation by it."""
+
+    CREATING = "creating"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SAVED = "saved"
+    STOPPING = "stopping"
+    CRASHED = "crashed"
+    DELETING = "deleting"
+
+
+class Firmware(StrEnum):
+    """How the guest boots."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class DiskLink(Part):
+    """A disk attached to a vm; ``boot_index`` 1 boots first, None never."""
+
+    disk_id: Uuid
+    boot_index: int | None = None
+    read_only: bool = False
+
+
+class CloudInit(Part):
+    """What the NoCloud seed carries; ``user_data`` and ``network_config`` are the user's own text, verbatim."""
+
+    user_data: str | None = None
+    network_config: str | None = None
+    ssh_keys: list[str] = Field(default_factory=list)
+    hostname: str | None = None
+
+
+class VmSpec(Part):
+    """What the administrator wants of a guest."""
+
+    cpus: int = Field(default=1, ge=1, le=512)
+    memory_bytes: int = Field(default=512 * 1024 * 1024, ge=32 * 1024 * 1024)
+    firmware: Firmware = Firmware.BIOS
+    secure_boot: bool = False
+    tpm: bool = False
+    machine: str | None = None
+    """The pinned QEMU machine type, such as ``pc-q35-10.0``; set at first start."""
+    disks: list[DiskLink] = Field(default_factory=list)
+    iso_image_id: Uuid | None = None
+    iso_boot_first: bool = False
+    nvram_disk_id: Uuid | None = None
+    """The fabric disk that holds the UEFI variables; made with a UEFI vm, snapshot and cloned with its disks."""
+    cloud_init: CloudInit | None = None
+    protect: bool = False
+    """Deletion is refused while set."""
+    autostart: Literal["never", "last", "always"] = "last"
+    autostop: Literal["shutdown", "save", "poweroff"] = "shutdown"
+    description: str = ""
+
+
+class VmStatus(Part):
+    """What was last observed of a guest."""
+
+    state: VmState = VmState.CREATING
+    uid: int | None = None
+    pid: int | None = None
+    process_start: int | None = None
+    """Start time of the process in clock ticks since boot (field 22 of /proc/PID/stat): tells a reused pid apart."""
+    accelerator: Literal["kvm", "tcg"] | None = None
+    started_at: datetime | None = None
+    agent: bool = False
+    addresses: list[str] = Field(default_factory=list)
+    reason: str = ""
+    generation_id: Uuid = Field(default_factory=new_id)
+    """VM Generation ID: changes when the guest is rewound or cloned."""
+    attachments: dict[str, str] = Field(default_factory=dict)
+    """disk id -> fabric attachment id while the guest has a process."""
+
+
+class Vm(Resource):
+    """A guest."""
+
+    kind: ClassVar[str] = "vm"
+    spec: VmSpec = Field(default_factory=VmSpec)
+    status: VmStatus = Field(default_factory=VmStatus)
+
+
+class CheckpointKind(StrEnum):
+    """production: agent-frozen disks; standard: memory and disks of one instant."""
+
+    PRODUCTION = "production"
+    STANDARD = "standard"
+
+
+class Checkpoint(Resource):
+    """A point that a vm can be put back to; ``name`` is unique within its vm, stored as ``<vm name>/<name>``.
+
+    ``spec_then`` is the vm's spec as it was; ``snapshots`` maps disk id -> fabric snapshot id.
+    """
+
+    kind: ClassVar[str] = "checkpoint"
+    vm_id: Uuid
+    parent_id: Uuid | None = None
+    checkpoint_kind: CheckpointKind = CheckpointKind.PRODUCTION
+    frozen: bool = False
+    """True when the guest's file systems were frozen by the agent at that instant."""
+    snapshots: dict[str, str] = Field(default_factory=dict)
+    spec_then: VmSpec = Field(default_factory=VmSpec)
+    memory_bytes: int = 0
+    """Size of the stored memory image; 0 for a production checkpoint."""
+    has_tpm_state: bool = False
+    ready: bool = False
+
+
+# --- disks and images ------------------------------------------------------------------------------------------------
+
+
+class Storage(Resource):
+    """A policy that disks live under (what the seed calls a container)."""
+
+    kind: ClassVar[str] = "storage"
+    compression: Literal["off", "lz4"] = "lz4"
+    dedup: bool = True
+
+
+class Disk(Resource):
+    """A virtual disk on the fabric; the fabric disk has the same id."""
+
+    kind: ClassVar[str] = "disk"
+    size_bytes: int = Field(gt=0)
+    storage_id: Uuid
+    vm_id: Uuid | None = None
+    """The vm it is attached to, if any."""
+    role: Literal["data", "nvram", "image"] = "data"
+    snapshots: dict[str, str] = Field(default_factory=dict)
+    """Snapshots that people made, name -> fabric snapshot id."""
+    ready: bool = False
+
+
+class Image(Resource):
+    """A template to make disks from, or an ISO; content is the fabric snapshot ``snapshot_id`` of disk ``disk_id``."""
+
+    kind: ClassVar[str] = "image"
+    image_kind: Literal["disk", "iso"] = "disk"
+    disk_id: Uuid | None = None
+    snapshot_id: Uuid | None = None
+    size_bytes: int = 0
+    source: str = ""
+    sha256: str | None = None
+    supports_uefi: bool = True
+    ready: bool = False
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+class SwitchKind(StrEnum):
+    """private: guests only; internal: guests and host; nat: internal with a way out through the host."""
+
+    PRIVATE = "private"
+    INTERNAL = "internal"
+    NAT = "nat"
+
+
+class PortForward(Part):
+    """Traffic to ``host_port`` of the host reaches ``nic_id``'s address at ``guest_port``."""
+
+    protocol: Literal["tcp", "udp"] = "tcp"
+    host_port: int = Field(ge=1, le=65535)
+    guest_port: int = Field(ge=1, le=65535)
+    nic_id: Uuid
+    host_address: str | None = None
+
+
+class Switch(Resource):
+    """A virtual switch; ``subnet`` (IPv4, CIDR) is None for a private switch without addresses."""
+
+    kind: ClassVar[str] = "switch"
+    switch_kind: SwitchKind = SwitchKind.NAT
+    number: int = 0
+    """Small number, unique in the inn, that names its bridge."""
+    subnet: str | None = None
+    dhcp: bool = True
+    dns_domain: str = "inn"
+    mtu: int = Field(default=1500, ge=1280, le=9216)
+    forwards: list[PortForward] = Field(default_factory=list)
+
+    @property
+    def gateway(self) -> str | None:
+        """The host's address on the switch: the subnet's first; None for a private switch."""
+        if self.subnet is None or self.switch_kind == SwitchKind.PRIVATE:
+            return None
+        return str(next(ipaddress.ip_network(self.subnet).hosts()))
+
+
+class Guards(Part):
+    """What a port's frames are held to; everything is on by default."""
+
+    mac: bool = True
+    ip: bool = True
+    arp: bool = True
+    dhcp: bool = True
+    router: bool = True
+
+
+class Nic(Resource):
+    """A network card of a vm and its port on a switch; named ``<vm name>-<n>``."""
+
+    kind: ClassVar[str] = "nic"
+    vm_id: Uuid
+    switch_id: Uuid
+    number: int = 0
+    """Small number, unique in the inn, that names its tap."""
+    mac: MacAddress
+    address: str | None = None
+    """The IPv4 address reserved for it on its switch; None on a switch without addresses."""
+    extra_addresses: list[str] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=Guards)
+    index: int = 0
+    """Order among the vm's cards."""
+
+
+# --- protection ------------------------------------------------------------------------------------------------------
+
+
+class Repository(Resource):
+    """Where backups live; ``path`` is a directory on this host."""
+
+    kind: ClassVar[str] = "repository"
+    path: str
+    uuid: Uuid | None = None
+
+
+class Backup(Resource):
+    """A restore point in a repository; ``name`` is ``<vm name>@<UTC time>``."""
+
+    kind: ClassVar[str] = "backup"
+    repository_id: Uuid
+    vm_id: Uuid
+    vm_name: str
+    taken_at: datetime
+    consistency: Literal["application", "crash", "offline"] = "crash"
+    base_backup_id: Uuid | None = None
+    logical_bytes: int = 0
+    """Bytes of the disks that are not holes."""
+    read_bytes: int = 0
+    stored_bytes: int = 0
+    duration_s: float = 0.0
+    husks: dict[str, str] = Field(default_factory=dict)
+    """disk id -> fabric snapshot id kept as the base of the next incremental."""
+
+
+# --- host and tasks --------------------------------------------------------------------------------------------------
+
+
+class TaskState(StrEnum):
+    """queued → running → succeeded | failed | cancelled; ``undoing`` while a failed or cancelled task cleans up."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    UNDOING = "undoing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TaskStep(Part):
+    """One step of a task."""
+
+    name: str
+    state: Literal["pending", "running", "done", "undone", "failed"] = "pending"
+    duration_s: float = 0.0
+
+
+class Task(Resource):
+    """Long work: what it does, to what, how far it is, and why it failed."""
+
+    kind: ClassVar[str] = "task"
+    task_kind: str
+    target_kind: str | None = None
+    target_id: str | None = None
+    target_name: str | None = None
+    state: TaskState = TaskState.QUEUED
+    progress: float = 0.0
+    message: str = ""
+    steps: list[TaskStep] = Field(default_factory=list)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    context: dict[str, Any] = Field(default_factory=dict)
+    result: dict[str, Any] = Field(default_factory=dict)
+    problem: dict[str, Any] | None = None
+    cancel_requested: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+KINDS: dict[str, type[Resource]] = {
+    kind.kind: kind for kind in (Vm, Checkpoint, Image, Disk, Storage, Switch, Nic, Repository, Backup, Task)
+}
