@@ -170,5 +170,8 @@ def _found(state: Path, identity: Path) -> None:
         fresh.rename(identity)
     except OSError as refused:
         raise Failed(
-            "inn.unwritable", f"{state} cannot be written", cause=str(refused), remedy="run as root, or choose --state-dir"
+            "inn.unwritable",
+            f"{state} cannot be written",
+            cause=str(refused),
+            remedy="run as root, or choose another --state-dir",
         ) from refused

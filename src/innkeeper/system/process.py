@@ -54,6 +54,10 @@ def _failure(completed: Completed) -> Failed:
     )
 
 
+def _late(command: tuple[str, ...], timeout_s: float | None) -> Failed:
+    return Failed("tool.timeout", f"{command[0]} took longer than {timeout_s} s", cause=f"$ {shlex.join(command)}")
+
+
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {**BASE_ENVIRONMENT, **(extra or {})}
 
@@ -86,7 +90,7 @@ def run(
             pass_fds=pass_fds,
         )
     except subprocess.TimeoutExpired as late:
-        raise Failed("tool.timeout", f"{command[0]} took longer than {timeout_s} s", cause=shlex.join(command)) from late
+        raise _late(command, timeout_s) from late
     except FileNotFoundError as missing:
         raise Unavailable("tool.missing", f"{command[0]} is not installed", remedy="run 'make setup'") from missing
     completed = Completed(command, ended.returncode, ended.stdout, ended.stderr)
@@ -123,7 +127,7 @@ async def run_async(
     try:
         stdout, stderr = await asyncio.wait_for(process.communicate(stdin), timeout_s)
     except TimeoutError as late:
-        raise Failed("tool.timeout", f"{command[0]} took longer than {timeout_s} s", cause=shlex.join(command)) from late
+        raise _late(command, timeout_s) from late
     finally:
         if process.returncode is None:
             _kill_group(process.pid)
