@@ -1,0 +1,162 @@
+"""Answers that are not stored: plans, results, details joined from several places, and events."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from innkeeper.model.resources import Nic, Part, Switch, Uuid, Vm
+
+
+class Plan(Part):
+    """What a request would do (``--dry-run``); nothing has been done.
+
+    ``steps`` are sentences for people; ``diff`` is a unified text diff of what is compiled (nft rules, DHCP
+    configuration) where there is one.
+    """
+
+    summary: str
+    steps: list[str] = Field(default_factory=list)
+    diff: str = ""
+
+
+class PrunePlan(Plan):
+    """What a retention policy keeps and removes; each entry is ``{id, name, reason}``."""
+
+    keep: list[dict[str, str]] = Field(default_factory=list)
+    remove: list[dict[str, str]] = Field(default_factory=list)
+
+
+class ExecResult(Part):
+    """How a command in a guest ended. The outputs are base64 in JSON; ``truncated`` when the agent cut them."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    truncated: bool = False
+
+
+class VmDetail(Vm):
+    """A vm with its cards and where its sockets are: ``serial``, ``vnc``, ``qmp`` while it has a process."""
+
+    nics: list[Nic] = Field(default_factory=list)
+    disk_names: dict[str, str] = Field(default_factory=dict)
+    """disk id -> name."""
+    iso_name: str | None = None
+    sockets: dict[str, str] = Field(default_factory=dict)
+
+
+class Lease(Part):
+    """A DHCP lease that a switch gave."""
+
+    address: str
+    mac: str
+    hostname: str = ""
+    expires_at: datetime | None = None
+
+
+class SwitchDetail(Switch):
+    """A switch with its bridge, its gateway address and its leases."""
+
+    bridge: str = ""
+    gateway_address: str | None = None
+    leases: list[Lease] = Field(default_factory=list)
+
+
+class NicDetail(Nic):
+    """A card with its tap and how many packets each guard dropped (guard name -> packets)."""
+
+    vm_name: str = ""
+    switch_name: str = ""
+    tap: str = ""
+    dropped_packets: dict[str, int] = Field(default_factory=dict)
+
+
+class DiskRange(Part):
+    """A run of changed bytes; ``hole`` when it now reads as zeros."""
+
+    offset_bytes: int
+    length_bytes: int
+    hole: bool = False
+
+
+class DiskDiff(Part):
+    """What differs between two points of a disk, at 64 KiB grain, in address order."""
+
+    disk_id: Uuid
+    base: str | None = None
+    """Name of the snapshot compared with; None: everything that is not a hole."""
+    snapshot: str | None = None
+    """Name of the newer snapshot; None: the disk now."""
+    changed_bytes: int = 0
+    ranges: list[DiskRange] = Field(default_factory=list)
+
+
+class OpenExport(Part):
+    """A disk that is served over NBD: connect to ``socket`` with ``export`` as the export name."""
+
+    attachment_id: Uuid
+    export: str
+    socket: str
+    size_bytes: int
+    read_only: bool
+
+
+class Check(Part):
+    """One finding of the doctor."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    detail: str
+    cause: str | None = None
+    remedy: str | None = None
+    essential: bool = False
+    """An inn cannot run while it fails."""
+
+
+class HostView(Part):
+    """The host, the inn's processes and what it holds."""
+
+    inn_id: str
+    inn_uuid: str
+    version: str
+    state_dir: str
+    hostname: str = ""
+    daemon_pid: int
+    fabric_pid: int | None = None
+    keeper_pid: int | None = None
+    started_at: datetime
+    cpus: int = 0
+    memory_bytes: int = 0
+    memory_available_bytes: int = 0
+    accelerator: Literal["kvm", "tcg"] = "tcg"
+    qemu_version: str | None = None
+    pool: dict[str, Any] = Field(default_factory=dict)
+    """As the fabric's ``pool_show`` answers."""
+    vms: dict[str, int] = Field(default_factory=dict)
+    """Life-cycle state -> number of guests."""
+
+
+class Health(Part):
+    """Whether the daemon and the fabric behind it answer."""
+
+    inn_id: str
+    version: str
+    daemon_pid: int
+    fabric: bool
+
+
+class Event(Part):
+    """A change of a resource; ``revision`` grows by one with every change of anything in the inn."""
+
+    revision: int
+    action: Literal["created", "updated", "deleted"]
+    kind: str
+    id: str
+    name: str
+    resource: dict[str, Any] | None = None
