@@ -1,0 +1,15 @@
+"""The NBD server: the fabric's volumes for any NBD client (QEMU, nbdcopy, fio, qemu-img).
+
+Source of the protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+
+    protocol      numbers and packed structures
+    ground        what the server asks of the storage under it
+    negotiation   from the first byte to a chosen export
+    session       one connection's requests and replies
+    turn          commits what all sessions staged in one turn of the event loop; group commit of flushes
+    server        accepts, checks who is there, supervises sessions
+
+Promises: a write is acknowledged when the kernel has it; a flush on any connection covers every write acknowledged
+before it on all of them; a request never holds more than ``session.CHUNK_BYTES`` of memory, whatever its length; what
+a client sends harms nobody but that client.
+"""
