@@ -1,13 +1,14 @@
 """What the API calls: one Protocol per noun, gathered in ``House``.
 
-The daemon implements these; the API only translates HTTP to them. ``ref`` is an id or a name everywhere. Quick operations
-return the resource as it now is; long ones return a ``Task`` that is queued or running (HTTP 202). With ``dry_run`` an
-operation checks its request exactly as it otherwise would, changes nothing, and returns a ``Plan``. ``revision``, where
-given, is the one that the caller has seen: ``Conflict`` (``state.stale``) when the resource has another one now.
+The daemon implements these; the API only translates HTTP to them. ``ref`` is an id or a name everywhere. Quick
+operations return the resource as it now is; long ones return a ``Task`` that is queued or running (HTTP 202). With
+``dry_run`` an operation checks its request exactly as it otherwise would, changes nothing, and returns a ``Plan``.
+``revision``, where given, is the one that the caller has seen: ``Conflict`` (``state.stale``) when the resource has
+another one now.
 
-All raise ``NotFound`` (``<noun>.not_found``) for a ref that names nothing and ``Conflict`` (``<noun>.exists``) for a name
-that is taken; what else they raise is said in ``innkeeper.daemon``. A method whose route has a name of its own is listed
-in ``innkeeper.api.routes``; a test compares the two.
+All raise ``NotFound`` (``<noun>.not_found``) for a ref that names nothing and ``Conflict`` (``<noun>.exists``) for a
+name that is taken; what else they raise is said in ``innkeeper.daemon``. Every method here has a line in
+``innkeeper.api.routes``; a test compares the two.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class VmRename(Part):
 
 
 class VmClone(Part):
-    """A copy of a guest: its disks cloned at this instant (or at ``checkpoint``), new MACs, a new generation id."""
+    """A copy of a guest: its disks as they are now (or at ``checkpoint``), new MACs, a new generation id."""
 
     name: Name
     checkpoint: Ref | None = None
@@ -186,8 +186,9 @@ class VmClone(Part):
 
 
 class VmShutdown(Part):
-    """Ask the guest to end itself: through its agent, else by ACPI. ``Failed`` (``vm.shutdown_ignored``) when it has not
-    ended within ``timeout_s``; ``force`` then powers it off instead.
+    """Ask the guest to end itself: through its agent, else by ACPI.
+
+    ``Failed`` (``vm.shutdown_ignored``) when it has not ended within ``timeout_s``; ``force`` then powers it off.
     """
 
     timeout_s: float = Field(default=90.0, gt=0, le=3600)
@@ -200,7 +201,7 @@ class VmExec(Part):
     ``stdin`` is base64 in JSON. The command is left running in the guest when it takes longer than ``timeout_s``.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     argv: list[str] = Field(min_length=1, max_length=1000)
     stdin: bytes | None = Field(default=None, max_length=8 * MIB)
@@ -289,7 +290,7 @@ class DiskExport(Part):
 
 
 class ImageBuild(Part):
-    """Build a known image, such as ``probe`` or ``debian/12``, from Debian packages. ``rebuild`` replaces one that exists."""
+    """Build a known image, such as ``probe`` or ``debian/12``, from packages; ``rebuild`` replaces one that exists."""
 
     name: ImageName
     rebuild: bool = False
@@ -410,7 +411,7 @@ class BackupCreate(Part):
 
 
 class BackupRestore(Part):
-    """Make a new vm ``as_name`` of a backup. Its cards join the switches they had (by id, then by name) or ``switch``."""
+    """Make a new vm ``as_name`` of a backup; its cards join the switches they had (by id, then name) or ``switch``."""
 
     as_name: Name
     switch: Ref | None = None
@@ -421,7 +422,7 @@ class BackupRestore(Part):
 
 
 class RetentionPolicy(Part):
-    """What to keep of each vm's backups: the newest ``keep_last`` and all younger than ``keep_days`` (either suffices)."""
+    """What to keep of each vm's backups: the newest ``keep_last``, and all younger than ``keep_days``."""
 
     keep_last: int | None = Field(default=None, ge=1, le=100000)
     keep_days: float | None = Field(default=None, gt=0, le=36500)

@@ -32,7 +32,7 @@ class PrunePlan(Plan):
 class ExecResult(Part):
     """How a command in a guest ended. The outputs are base64 in JSON; ``truncated`` when the agent cut them."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     exit_code: int | None = None
     signal: int | None = None

@@ -1,0 +1,46 @@
+"""Server-sent events: what becomes of a task, and every change in the inn."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Path, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from innkeeper.api.routes import STREAMS
+from innkeeper.api.services import House
+from innkeeper.api.translation import PROBLEM_RESPONSES
+from innkeeper.model.resources import Task
+
+
+def add(app: FastAPI, house: House) -> None:
+    """Register the streams with ``app``. An event's id is a revision, so a client that lost the line can go on from it."""
+
+    async def known_task(ref: Annotated[str, Path(max_length=200)]) -> Task:
+        """The task; a problem here is still an HTTP status, in the stream it could not be."""
+        return await house.tasks.show(ref)
+
+    async def task_events(task: Annotated[Task, Depends(known_task)]) -> AsyncIterable[ServerSentEvent]:
+        """The task now, then after every change, until it has ended."""
+        async for state in house.tasks.watch(task.id):
+            yield ServerSentEvent(raw_data=state.model_dump_json(), event="task", id=str(state.revision))
+
+    async def events(
+        since: Annotated[int | None, Query(ge=0, description="a revision; changes after it come first")] = None,
+        last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
+    ) -> AsyncIterable[ServerSentEvent]:
+        """Every change of every resource, as it happens."""
+        async for event in house.events(since if last_event_id is None else last_event_id):
+            yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.kind, id=str(event.revision))
+
+    for name, endpoint in (("tasks.watch", task_events), ("house.events", events)):
+        app.add_api_route(
+            STREAMS[name],
+            endpoint,
+            name=name,
+            operation_id=name,
+            tags=["events"],
+            response_class=EventSourceResponse,
+            responses=PROBLEM_RESPONSES,
+        )
