@@ -1,0 +1,140 @@
+"""What the doctor needs to know of a host, gathered once, without judging."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.harden.ports import Listener, listeners
+from innkeeper.system import process
+
+TOOLS: dict[str, tuple[str, ...]] = {
+    "qemu-system-x86_64": ("--version",),
+    "qemu-img": ("--version",),
+    "nft": ("--version",),
+    "dnsmasq": ("--version",),
+    "ip": ("-V",),
+    "setpriv": ("--version",),
+    "swtpm": ("--version",),
+}
+_DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/vhost-net")
+_KERNEL_PARTS = ("bridge", "nf_tables", "tun", "br_netfilter")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """A host at one moment. Sizes in bytes; a tool's version is None when it is not installed."""
+
+    is_root: bool
+    kernel: str
+    os_id: str
+    devices: dict[str, bool]
+    kernel_parts: dict[str, bool]
+    cgroup_version: int
+    tools: dict[str, str | None]
+    state_free_bytes: int
+    state_total_bytes: int
+    memory_total_bytes: int
+    memory_available_bytes: int
+    clock_synchronised: bool | None
+    unix_time: float
+    ip_forward: bool
+    accelerator: str | None = None
+    wanted_ports: tuple[tuple[str, int], ...] = ()
+    listeners: tuple[Listener, ...] = ()
+    foreign_drops: tuple[str, ...] = ()
+
+
+def gather(
+    state: Path,
+    *,
+    accelerator: str | None = None,
+    wanted_ports: tuple[tuple[str, int], ...] = (),
+    foreign_drops: tuple[str, ...] = (),
+) -> HostFacts:
+    """Look at this host. ``wanted_ports`` are (protocol, port) pairs that switches forward from."""
+    space = shutil.disk_usage(_existing(state))
+    memory = _meminfo()
+    return HostFacts(
+        is_root=os.geteuid() == 0,
+        kernel=os.uname().release,
+        os_id=_os_id(),
+        devices={device: os.access(device, os.R_OK | os.W_OK) for device in _DEVICES},
+        kernel_parts={part: _kernel_has(part) for part in _KERNEL_PARTS},
+        cgroup_version=2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1,
+        tools={tool: _version(tool, arguments) for tool, arguments in TOOLS.items()},
+        state_free_bytes=space.free,
+        state_total_bytes=space.total,
+        memory_total_bytes=memory.get("MemTotal", 0),
+        memory_available_bytes=memory.get("MemAvailable", 0),
+        clock_synchronised=_clock_synchronised(),
+        unix_time=time.time(),
+        ip_forward=_read("/proc/sys/net/ipv4/ip_forward") == "1",
+        accelerator=accelerator,
+        wanted_ports=wanted_ports,
+        listeners=tuple(listeners()),
+        foreign_drops=foreign_drops,
+    )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _os_id() -> str:
+    for line in _read("/etc/os-release").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return "unknown"
+
+
+def _meminfo() -> dict[str, int]:
+    sizes = {}
+    for line in _read("/proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if rest.endswith(" kB"):
+            sizes[name] = int(rest.removesuffix(" kB")) * 1024
+    return sizes
+
+
+def _kernel_has(part: str) -> bool:
+    """Loaded, built in, or there to be loaded; a kernel without modules is asked by what it shows in /proc and /sys."""
+    if Path("/sys/module", part).exists():
+        return True
+    shown = {"nf_tables": "/proc/net/netfilter", "tun": "/dev/net/tun", "br_netfilter": "/proc/sys/net/bridge"}
+    if part in shown and Path(shown[part]).exists():
+        return True
+    modules = Path("/lib/modules", os.uname().release)
+    listed = _read(str(modules / "modules.dep")) + _read(str(modules / "modules.builtin"))
+    return f"/{part}.ko" in listed or (part == "bridge" and not listed)
+
+
+def _version(tool: str, arguments: tuple[str, ...]) -> str | None:
+    if shutil.which(tool, path=process.BASE_ENVIRONMENT["PATH"]) is None:
+        return None
+    ended = process.run([tool, *arguments], check=False, timeout_s=10)
+    first = (ended.stdout or ended.stderr).decode(errors="replace").strip().splitlines()
+    return first[0] if first else "unknown version"
+
+
+def _clock_synchronised() -> bool | None:
+    """Whether the kernel says that something disciplines its clock; None when it cannot be asked."""
+    if Path("/run/systemd/timesync/synchronized").exists():
+        return True
+    if shutil.which("adjtimex", path=process.BASE_ENVIRONMENT["PATH"]) is None:
+        return None
+    ended = process.run(["adjtimex", "--print"], check=False, timeout_s=10)
+    return b"status: 64" not in ended.stdout
+
