@@ -25,7 +25,7 @@ class DiskPlan(Part):
 
 
 class Blueprint(Part):
-    """A vm to be. ``spec.disks`` names existing disks and those in ``disks``; ``nics`` get macs and addresses when made."""
+    """A vm to be. ``spec.disks`` names existing disks and those in ``disks``; ``nics`` get their macs when made."""
 
     vm: Vm
     disks: list[DiskPlan] = Field(default_factory=list)

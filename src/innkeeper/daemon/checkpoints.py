@@ -1,7 +1,7 @@
 """Checkpoints: points that a vm can be put back to.
 
-production: its disks, frozen by the agent where it answers; applying one restarts the guest. standard: its memory and its
-disks of one instant; applying one goes on from that instant.
+production: its disks, frozen by the agent where it answers; applying one restarts the guest. standard: its memory and
+its disks of one instant; applying one goes on from that instant.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ class Checkpoints:
         vm = self._rooms.store.get(Vm, vm_ref)
         checkpoint = self.resolve(vm, ref)
         if not checkpoint.ready:
-            raise Conflict("checkpoint.not_ready", f"checkpoint {ref!r} is still being made", remedy="wait for its task")
+            detail = f"checkpoint {ref!r} is still being made"
+            raise Conflict("checkpoint.not_ready", detail, remedy="wait for its task")
         for disk_id in checkpoint.snapshots:
             disk = self._rooms.store.get(Disk, disk_id)
             if disk.vm_id not in (None, vm.id):

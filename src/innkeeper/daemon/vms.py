@@ -10,6 +10,7 @@ from innkeeper.daemon.checkpoints import Checkpoints
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.power import Power
+from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model import requests as ask
 from innkeeper.model import views
@@ -44,12 +45,14 @@ class Vms:
         power: Power,
         checkpoints: Checkpoints,
         assembly: Assembly,
+        quiescer: Quiescer,
     ) -> None:
         self._rooms = rooms
         self._disks = disks
         self._nics = nics
         self._power = power
         self._checkpoints = checkpoints
+        self._quiescer = quiescer
         begin = Step("start it", self._start_if_asked)
         finish = Assembly.finish_step(rooms)
         rooms.engine.register(TaskKind("vm.create", [*assembly.steps(), finish, begin]))
@@ -285,7 +288,8 @@ class Vms:
         order = {self._rooms.store.get(Disk, ref).id: number for number, ref in enumerate(refs, start=1)}
         strange = set(order) - {link.disk_id for link in vm.spec.disks}
         if strange:
-            raise Invalid("vm.not_its_disk", f"vm {vm.name!r} does not have all those disks", remedy="attach them first")
+            detail = f"vm {vm.name!r} does not have all those disks"
+            raise Invalid("vm.not_its_disk", detail, remedy="attach them first")
         return [link.model_copy(update={"boot_index": order.get(link.disk_id)}) for link in vm.spec.disks]
 
     async def rename(self, ref: str, request: ask.VmRename) -> Vm:

@@ -1,0 +1,99 @@
+"""The ``host`` noun: this machine, the inn's processes on it, the doctor, and the orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from datetime import datetime
+
+import innkeeper
+from innkeeper.daemon.power import Power
+from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.switches import Switches
+from innkeeper.harden import doctor, facts
+from innkeeper.model import requests as ask
+from innkeeper.model import views
+from innkeeper.model.problems import Problem
+from innkeeper.model.resources import Switch, Task, Vm, now
+from innkeeper.tasks.engine import Run, Step, TaskKind
+
+
+class Host:
+    """The ``host`` noun."""
+
+    def __init__(self, rooms: Rooms, power: Power, switches: Switches) -> None:
+        self._rooms = rooms
+        self._power = power
+        self._switches = switches
+        self._started_at: datetime = now()
+        rooms.engine.register(
+            TaskKind(
+                "host.stop",
+                [Step("end the guests", self._end_guests), Step("take the switches down", self._end_switches)],
+                cancellable=False,
+            )
+        )
+
+    async def show(self) -> views.HostView:
+        host = await asyncio.to_thread(facts.gather, self._rooms.paths.state)
+        pool = await self._rooms.fabric.pool_show()
+        return views.HostView(
+            inn_id=self._rooms.paths.inn_id,
+            inn_uuid=self._rooms.paths.inn_uuid,
+            version=innkeeper.__version__,
+            state_dir=str(self._rooms.paths.state),
+            hostname=socket.gethostname(),
+            daemon_pid=os.getpid(),
+            fabric_pid=self._pid("fabric"),
+            keeper_pid=self._pid("keeper"),
+            started_at=self._started_at,
+            cpus=os.cpu_count() or 0,
+            memory_bytes=host.memory_total_bytes,
+            memory_available_bytes=host.memory_available_bytes,
+            accelerator=self._power.accelerator,
+            qemu_version=host.tools.get("qemu-system-x86_64"),
+            pool=pool,
+            vms=dict(Counter(vm.status.state.value for vm in self._rooms.store.ls(Vm))),
+        )
+
+    def _pid(self, name: str) -> int | None:
+        try:
+            return int((self._rooms.paths.run / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    async def health(self) -> views.Health:
+        try:
+            await self._rooms.fabric.ping()
+            answers = True
+        except Problem:
+            answers = False
+        return views.Health(
+            inn_id=self._rooms.paths.inn_id,
+            version=innkeeper.__version__,
+            daemon_pid=os.getpid(),
+            fabric=answers,
+        )
+
+    async def doctor(self) -> list[views.Check]:
+        forwards = [forward for switch in self._rooms.store.ls(Switch) for forward in switch.forwards]
+        gathered = await asyncio.to_thread(
+            facts.gather,
+            self._rooms.paths.state,
+            accelerator=self._power.accelerator,
+            wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
+            foreign_drops=tuple(await self._switches.foreign_drops()),
+        )
+        return doctor.examine(gathered)
+
+    async def stop(self, request: ask.HostStop) -> Task:
+        """End guests and switches, so that the daemon can end without leaving anything behind."""
+        return self._rooms.engine.start("host.stop", request.model_dump(), target_kind="host", target_id="host")
+
+    async def _end_guests(self, run: Run) -> None:
+        await self._power.end_all(force=bool(run.parameters["force"]), progress=run.progress)
+
+    async def _end_switches(self, run: Run) -> None:
+        await self._switches.down_all()
