@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class AuditLog:
-    """Logs each request that changes something: who (uid and pid of the peer), what, the status and how long it took."""
+    """Logs each request that changes something: who (uid and pid of the peer), what, the status, how long it took."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,8 @@
 """The route table: every operation of ``services``, its method and its path below ``/v1``.
 
-What a route takes and answers is read from the Protocol's signature (see ``endpoints``), so this table is all there is to
-say. ``tests/api/test_routes.py`` checks that no operation is missing. Paths of images end in ``:path`` because an image's
-name may hold a slash.
+What a route takes and answers is read from the Protocol's signature (see ``endpoints``), so this table is all there is
+to say. ``tests/api/test_routes.py`` checks that no operation is missing. Paths of images end in ``:path`` because an
+image's name may hold a slash.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ from innkeeper.model.resources import Task
 
 
 def add(app: FastAPI, house: House) -> None:
-    """Register the streams with ``app``. An event's id is a revision, so a client that lost the line can go on from it."""
+    """Register the streams with ``app``.
+
+    An event's id is a revision, so that a client that lost the line can go on from it.
+    """
 
     async def known_task(ref: Annotated[str, Path(max_length=200)]) -> Task:
         """The task; a problem here is still an HTTP status, in the stream it could not be."""

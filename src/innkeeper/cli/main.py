@@ -1,0 +1,98 @@
+"""The entry point ``inn``: the table of commands, and the one place where a problem becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+import innkeeper
+from innkeeper.cli.lazy import LazyGroup
+from innkeeper.cli.options import common_options
+from innkeeper.cli.session import Session
+from innkeeper.model.problems import Problem
+
+_HERE = "innkeeper.cli"
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": (f"{_HERE}.lifecycle:up", "Found and start the inn; what runs already is left alone."),
+    "down": (f"{_HERE}.lifecycle:down", "Stop the guests and end the inn; leaves nothing behind."),
+    "vm": (f"{_HERE}.vm:vm", "Guests."),
+    "checkpoint": (f"{_HERE}.checkpoint:checkpoint", "Points that a guest can be put back to."),
+    "image": (f"{_HERE}.image:image", "Templates to make guests from, and ISOs."),
+    "disk": (f"{_HERE}.disk:disk", "Disks on the fabric."),
+    "storage": (f"{_HERE}.storage:storage", "Policies that disks live under."),
+    "switch": (f"{_HERE}.switch:switch", "Virtual switches."),
+    "nic": (f"{_HERE}.nic:nic", "Network cards and their guards."),
+    "repository": (f"{_HERE}.repository:repository", "Places for backups."),
+    "backup": (f"{_HERE}.backup:backup", "Restore points of guests."),
+    "task": (f"{_HERE}.task:task", "Long work: follow it, cancel it."),
+    "host": (f"{_HERE}.host:host", "This host and the inn on it."),
+    "doctor": (f"{_HERE}.host:doctor", "Check the host, with a remedy for each finding."),
+    "logs": (f"{_HERE}.logs:logs", "What the inn's processes and guests logged."),
+    "tour": (f"{_HERE}.tour:tour", "Show the main job on real guests, step by step."),
+    "completion": (f"{_HERE}.completion:completion", "Print the completion script for a shell."),
+    "serve": (f"{_HERE}.serve:serve", "Run the daemon in the foreground ('inn up' starts it)."),
+    "fabric": ("innkeeper.fabric.command:fabric", "The storage fabric by itself."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(innkeeper.__version__, prog_name="inn", message="%(prog)s %(version)s")
+@click.pass_context
+def inn(ctx: click.Context) -> None:
+    """Virtual machines on this host: guests, their storage, their network, their backups.
+
+    \b
+    A first guest:
+      inn up
+      inn image build debian/12
+      inn switch create lan
+      inn vm create web --image debian/12 --switch lan --wait ready
+      inn vm exec web -- uname -a
+    """
+    session = ctx.ensure_object(Session)
+    ctx.call_on_close(session.close)
+
+
+inn.params += common_options()
+
+
+def report(problem: Problem) -> None:
+    """Print a problem on stderr: what, why, what to do."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    error = click.style("error:", fg="red", bold=True) if colour else "error:"
+    click.echo(f"{error} {problem.detail} [{problem.code}]", err=True)
+    if problem.cause:
+        first, *others = problem.cause.splitlines() or [""]
+        click.echo(f"  cause: {first}", err=True)
+        for line in others:
+            click.echo(f"         {line}", err=True)
+    if problem.remedy:
+        click.echo(f"  remedy: {problem.remedy}", err=True)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        code = inn.main(arguments, prog_name="inn", standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as wrong:
+        wrong.show()
+        return wrong.exit_code
+    except Problem as problem:
+        report(problem)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def main() -> NoReturn:
+    """The executable."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `inn vm ls | head` ends quietly
+    sys.exit(run())

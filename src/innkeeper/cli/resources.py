@@ -1,0 +1,70 @@
+"""The verbs ``ls``, ``show``, ``set`` (name, labels) and ``rm`` of a noun that has nothing special about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from innkeeper.cli.options import InnCommand, Ref, filter_option, given, labels_option
+from innkeeper.cli.output import Column
+from innkeeper.cli.session import Session, pass_session
+from innkeeper.model.requests import ResourceSet
+
+Columns = Callable[[Session], list[Column[Any]]]
+
+
+def add_ls(group: click.Group, noun: str, columns: Columns) -> None:
+    """``ls``: a table. ``columns`` is called with the session, to look up names that the rows refer to."""
+
+    @group.command("ls", cls=InnCommand, help=f"List the {noun}.")
+    @filter_option
+    @pass_session
+    def ls(session: Session, labels: tuple[str, ...]) -> None:
+        rows = getattr(session.client, noun).ls(*labels)
+        session.table(columns(session) if session.format == "table" and not session.quiet else [], rows)
+
+
+def add_show(group: click.Group, noun: str) -> None:
+    """``show``: everything about one."""
+
+    @group.command("show", cls=InnCommand, help="Show everything about one.")
+    @click.argument("ref", type=Ref(noun))
+    @pass_session
+    def show(session: Session, ref: str) -> None:
+        session.show(getattr(session.client, noun).show(ref))
+
+
+def add_set(group: click.Group, noun: str) -> None:
+    """``set``: the name and the labels."""
+
+    @group.command("set", cls=InnCommand, help="Change its name or its labels.")
+    @click.argument("ref", type=Ref(noun))
+    @click.option("--name", help="A new name.")
+    @labels_option
+    @click.option("--no-labels", is_flag=True, help="Take all its labels away.")
+    @pass_session
+    def change(session: Session, ref: str, name: str | None, labels: dict[str, str], no_labels: bool) -> None:
+        request = ResourceSet(**given(name=name, labels={} if no_labels else labels or None))
+        if not request.model_fields_set:
+            raise click.UsageError("say what to change")
+        changed = getattr(session.client, noun).set(ref, request)
+        session.done(changed, f"{changed.name} changed")
+
+
+def add_rm(group: click.Group, noun: str) -> None:
+    """``rm``: at once."""
+
+    @group.command("rm", cls=InnCommand, help="Remove it.")
+    @click.argument("refs", type=Ref(noun), nargs=-1, required=True)
+    @pass_session
+    def remove(session: Session, refs: tuple[str, ...]) -> None:
+        for ref in refs:
+            gone = getattr(session.client, noun).rm(ref)
+            session.done(gone, f"{gone.name} removed")
+
+
+def names(session: Session, noun: str) -> dict[str, str]:
+    """id -> name of all ``noun``, for tables that refer to them."""
+    return {one.id: one.name for one in getattr(session.client, noun).ls()}

@@ -1,0 +1,269 @@
+"""The client's nouns, one class for each Protocol that the API serves; a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from innkeeper.client.base import Noun, understand
+from innkeeper.client.connection import ANSWER_TIMEOUT_S, Connection, segment
+from innkeeper.model import requests as ask
+from innkeeper.model import resources as res
+from innkeeper.model import views
+
+
+class Vms(Noun[res.Vm, views.VmDetail]):
+    """Guests."""
+
+    path, kind, detail = "/v1/vms", res.Vm, views.VmDetail
+
+    def create(self, request: ask.VmCreate, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.VmSet, *, revision: int | None = None) -> res.Vm:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str, *, with_disks: bool = False, force: bool = False) -> res.Task:
+        return self._call(res.Task, "DELETE", self._at(ref), query={"with_disks": with_disks, "force": force})
+
+    def start(self, ref: str) -> res.Task:
+        return self._task(ref, "start")
+
+    def shutdown(self, ref: str, request: ask.VmShutdown | None = None) -> res.Task:
+        return self._task(ref, "shutdown", request or ask.VmShutdown())
+
+    def poweroff(self, ref: str) -> res.Task:
+        return self._task(ref, "poweroff")
+
+    def pause(self, ref: str) -> res.Task:
+        return self._task(ref, "pause")
+
+    def resume(self, ref: str) -> res.Task:
+        return self._task(ref, "resume")
+
+    def reset(self, ref: str) -> res.Task:
+        return self._task(ref, "reset")
+
+    def save(self, ref: str) -> res.Task:
+        return self._task(ref, "save")
+
+    def clone(self, ref: str, request: ask.VmClone, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(f"{self._at(ref)}/clone", request, dry_run=dry_run)
+
+    def rename(self, ref: str, request: ask.VmRename) -> res.Vm:
+        return self._call(res.Vm, "POST", f"{self._at(ref)}/rename", body=request)
+
+    def exec(self, ref: str, request: ask.VmExec) -> views.ExecResult:
+        timeout_s = request.timeout_s + ANSWER_TIMEOUT_S
+        return self._call(views.ExecResult, "POST", f"{self._at(ref)}/exec", body=request, timeout_s=timeout_s)
+
+
+class Checkpoints(Noun[res.Checkpoint, res.Checkpoint]):
+    """Points of a vm."""
+
+    path, kind, detail = "/v1/checkpoints", res.Checkpoint, res.Checkpoint
+
+    @staticmethod
+    def _of(vm_ref: str, ref: str = "") -> str:
+        base = f"/v1/vms/{segment(vm_ref)}/checkpoints"
+        return f"{base}/{segment(ref)}" if ref else base
+
+    def create(self, vm_ref: str, request: ask.CheckpointCreate, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(self._of(vm_ref), request, dry_run=dry_run)
+
+    def of(self, vm_ref: str) -> list[res.Checkpoint]:
+        """The checkpoints of one vm."""
+        return self._all({"vm_ref": vm_ref})
+
+    def find(self, vm_ref: str, ref: str) -> res.Checkpoint:
+        """The checkpoint of that vm with that id or name."""
+        return self._call(res.Checkpoint, "GET", self._of(vm_ref, ref))
+
+    def apply(self, vm_ref: str, ref: str) -> res.Task:
+        return self._call(res.Task, "POST", f"{self._of(vm_ref, ref)}/apply")
+
+    def rm(self, vm_ref: str, ref: str) -> res.Task:
+        return self._call(res.Task, "DELETE", self._of(vm_ref, ref))
+
+
+class Images(Noun[res.Image, res.Image]):
+    """Templates and ISOs."""
+
+    path, kind, detail = "/v1/images", res.Image, res.Image
+
+    def build(self, request: ask.ImageBuild, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(f"{self.path}/build", request, dry_run=dry_run)
+
+    def import_(self, request: ask.ImageImport, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(f"{self.path}/import", request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Image:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Image:
+        return self._call(res.Image, "DELETE", self._at(ref))
+
+
+class Disks(Noun[res.Disk, res.Disk]):
+    """Disks on the fabric."""
+
+    path, kind, detail = "/v1/disks", res.Disk, res.Disk
+
+    def create(self, request: ask.DiskCreate, *, dry_run: bool = False) -> res.Disk | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Disk:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Disk:
+        return self._call(res.Disk, "DELETE", self._at(ref))
+
+    def resize(self, ref: str, request: ask.DiskResize) -> res.Disk:
+        return self._call(res.Disk, "POST", f"{self._at(ref)}/resize", body=request)
+
+    def snapshot(self, ref: str, request: ask.DiskSnapshot) -> res.Disk:
+        return self._call(res.Disk, "POST", f"{self._at(ref)}/snapshots", body=request)
+
+    def snapshot_rm(self, ref: str, snapshot: str) -> res.Disk:
+        return self._call(res.Disk, "DELETE", f"{self._at(ref)}/snapshots/{segment(snapshot)}")
+
+    def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> res.Disk | views.Plan:
+        return self._new(f"{self._at(ref)}/clone", request, dry_run=dry_run)
+
+    def diff(self, ref: str, *, base: str | None = None, snapshot: str | None = None) -> views.DiskDiff:
+        return self._call(views.DiskDiff, "GET", f"{self._at(ref)}/diff", query={"base": base, "snapshot": snapshot})
+
+    def attach(self, ref: str, request: ask.DiskAttach) -> res.Disk:
+        return self._call(res.Disk, "POST", f"{self._at(ref)}/attach", body=request)
+
+    def detach(self, ref: str) -> res.Disk:
+        return self._call(res.Disk, "POST", f"{self._at(ref)}/detach")
+
+    def export_open(self, ref: str, request: ask.DiskExport) -> views.OpenExport:
+        return self._call(views.OpenExport, "POST", f"{self._at(ref)}/exports", body=request)
+
+    def export_close(self, ref: str, attachment_id: str) -> res.Disk:
+        return self._call(res.Disk, "DELETE", f"{self._at(ref)}/exports/{segment(attachment_id)}")
+
+
+class Storages(Noun[res.Storage, res.Storage]):
+    """Policies that disks live under."""
+
+    path, kind, detail = "/v1/storages", res.Storage, res.Storage
+
+    def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> res.Storage | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Storage:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Storage:
+        return self._call(res.Storage, "DELETE", self._at(ref))
+
+
+class Switches(Noun[res.Switch, views.SwitchDetail]):
+    """Virtual switches."""
+
+    path, kind, detail = "/v1/switches", res.Switch, views.SwitchDetail
+
+    def create(self, request: ask.SwitchCreate, *, dry_run: bool = False) -> res.Switch | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(
+        self, ref: str, request: ask.SwitchSet, *, revision: int | None = None, dry_run: bool = False
+    ) -> res.Switch | views.Plan:
+        return self._patched(ref, request, revision, dry_run=dry_run)
+
+    def rm(self, ref: str, *, dry_run: bool = False) -> res.Switch | views.Plan:
+        return self._changed("DELETE", self._at(ref), dry_run=dry_run)
+
+
+class Nics(Noun[res.Nic, views.NicDetail]):
+    """Cards and their ports."""
+
+    path, kind, detail = "/v1/nics", res.Nic, views.NicDetail
+
+    def create(self, request: ask.NicCreate, *, dry_run: bool = False) -> res.Nic | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(
+        self, ref: str, request: ask.NicSet, *, revision: int | None = None, dry_run: bool = False
+    ) -> res.Nic | views.Plan:
+        return self._patched(ref, request, revision, dry_run=dry_run)
+
+    def rm(self, ref: str, *, dry_run: bool = False) -> res.Nic | views.Plan:
+        return self._changed("DELETE", self._at(ref), dry_run=dry_run)
+
+
+class Repositories(Noun[res.Repository, res.Repository]):
+    """Places for backups."""
+
+    path, kind, detail = "/v1/repositories", res.Repository, res.Repository
+
+    def create(self, request: ask.RepositoryCreate, *, dry_run: bool = False) -> res.Repository | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Repository:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Repository:
+        return self._call(res.Repository, "DELETE", self._at(ref))
+
+    def verify(self, ref: str) -> res.Task:
+        return self._task(ref, "verify")
+
+    def prune(self, ref: str, request: ask.RepositoryPrune, *, dry_run: bool = False) -> res.Task | views.PrunePlan:
+        path, query = f"{self._at(ref)}/prune", {"dry_run": dry_run}
+        if dry_run:
+            return self._call(views.PrunePlan, "POST", path, body=request, query=query)
+        return self._call(res.Task, "POST", path, body=request, query=query)
+
+
+class Backups(Noun[res.Backup, res.Backup]):
+    """Restore points."""
+
+    path, kind, detail = "/v1/backups", res.Backup, res.Backup
+
+    def create(self, request: ask.BackupCreate, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(self.path, request, dry_run=dry_run)
+
+    def rm(self, ref: str) -> res.Task:
+        return self._call(res.Task, "DELETE", self._at(ref))
+
+    def verify(self, ref: str) -> res.Task:
+        return self._task(ref, "verify")
+
+    def restore(self, ref: str, request: ask.BackupRestore, *, dry_run: bool = False) -> res.Task | views.Plan:
+        return self._task_or_plan(f"{self._at(ref)}/restore", request, dry_run=dry_run)
+
+
+class Tasks(Noun[res.Task, res.Task]):
+    """Long work."""
+
+    path, kind, detail = "/v1/tasks", res.Task, res.Task
+
+    def cancel(self, ref: str) -> res.Task:
+        return self._task(ref, "cancel")
+
+    def watch(self, ref: str) -> Iterator[res.Task]:
+        """The task now, then after every change, until it has ended (or the daemon has: ``daemon.lost``)."""
+        for data in self._connection.events(f"{self._at(ref)}/events"):
+            yield res.Task.model_validate_json(data)
+
+
+class Host:
+    """The host and the inn on it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def show(self) -> views.HostView:
+        return understand(views.HostView, self._connection.send("GET", "/v1/host"))
+
+    def health(self) -> views.Health:
+        return understand(views.Health, self._connection.send("GET", "/v1/host/health", timeout_s=10.0))
+
+    def doctor(self) -> list[views.Check]:
+        return [understand(views.Check, found) for found in self._connection.send("GET", "/v1/host/doctor")]
+
+    def stop(self, request: ask.HostStop) -> res.Task:
+        return understand(res.Task, self._connection.send("POST", "/v1/host/stop", body=request))
