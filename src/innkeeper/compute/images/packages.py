@@ -54,6 +54,9 @@ class Archive:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        # apt names only files that its working directory lacks, hence a directory that stays empty for asking.
+        self._asking = directory / "asking"
+        self._asking.mkdir(exist_ok=True)
         self._no_status = directory / "empty-status"
         self._no_status.touch()
 
@@ -94,7 +97,7 @@ class Archive:
         Raises ``Unavailable`` (``packages.unresolved``).
         """
         try:
-            listed = process.run(["apt-get", "download", "--print-uris", *names], cwd=self.directory, timeout_s=120)
+            listed = process.run(["apt-get", "download", "--print-uris", *names], cwd=self._asking, timeout_s=120)
         except Failed as refused:
             raise _unresolved(names, refused) from refused
         packages = [Package(m[1], int(m[2]), m[3]) for m in _URI_LINE.finditer(listed.stdout.decode())]

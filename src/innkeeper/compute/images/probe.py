@@ -26,7 +26,7 @@ from innkeeper.compute.images.disk_layout import DiskPlan, assemble
 from innkeeper.compute.images.kernel_modules import ModuleTree
 from innkeeper.compute.images.packages import Archive, Package, Progress, merged, unpack
 from innkeeper.compute.images.toolbox import open_toolbox, tool_packages
-from innkeeper.model.problems import Failed
+from innkeeper.model.problems import Problem
 from innkeeper.model.sizes import MIB
 from innkeeper.system import process
 
@@ -231,7 +231,7 @@ def _main() -> int:
         built = build_probe(
             Path(sys.argv[1]), cache_dir=cache, progress=lambda part, text: print(f"{part:4.0%} {text}", file=sys.stderr)
         )
-    except Failed as failure:
+    except Problem as failure:
         print(failure, file=sys.stderr)
         return 1
     print(built.path)
