@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -53,7 +56,7 @@ def _group_id() -> int | None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it answers."""
+    """uvicorn that says when it answers, and that ends by returning: what is around it is closed in order."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -62,6 +65,21 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the server; uvicorn's own way would raise them anew and kill the process."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _end(self) -> None:
+        self.should_exit = True
 
 
 async def serve(app: FastAPI, path: Path, ready: Callable[[], None] = lambda: None) -> None:

@@ -34,7 +34,7 @@ def short_name(point: Checkpoint) -> str:
 @click.option(
     "--kind",
     type=click.Choice(["production", "standard"]),
-    help="production: disks, frozen through the agent; standard: memory and disks of one instant. [default: production]",
+    help="production (the default): disks, frozen through the agent; standard: memory and disks of one instant.",
 )
 @click.option("--frozen", is_flag=True, help="Fail when the guest's file systems cannot be frozen.")
 @labels_option

@@ -80,9 +80,9 @@ def import_(
         labels=labels,
     )
     started = session.client.images.import_(wish, dry_run=dry_run)
-    if settle(session, started, no_wait=no_wait, done=lambda _task: f"image {name} imported"):
-        if session.format == "json":
-            session.show(session.client.images.show(name))
+    ended = settle(session, started, no_wait=no_wait, done=lambda _task: f"image {name} imported")
+    if ended is not None and session.format == "json":
+        session.show(session.client.images.show(name))
 
 
 resources.add_ls(image, "images", _columns)

@@ -53,6 +53,13 @@ def _tail(files: list[Path], count: int) -> list[str]:
     return [line for _, line in sorted(stamped, key=lambda each: each[0])][-count:]
 
 
+def last_lines(file: Path, count: int) -> str | None:
+    """The end of one log file for people; None when it says nothing."""
+    if not file.exists():
+        return None
+    return "\n".join(_readable(line) for line in _tail([file], count)) or None
+
+
 def _follow(files: list[Path], at: dict[Path, int]) -> Iterator[str]:
     """Lines that are added after the offsets ``at``, for ever; a file that was cut is read from its start."""
     while True:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound=BaseModel)
 
 
-def request(kind: type[M], **members: Any) -> M:
+def request(kind: type[M], /, **members: Any) -> M:
     """A ``kind`` of those ``members`` that are not None.
 
     Raises ``click.UsageError`` for what is not valid.

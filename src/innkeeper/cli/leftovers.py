@@ -1,0 +1,108 @@
+"""What an inn could leave on its host, found and cleared: processes, devices, nft tables, control groups, sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.cli import processes
+from innkeeper.compute import cgroups
+from innkeeper.network.links import Links
+from innkeeper.network.nft import Nft
+from innkeeper.system.paths import Paths
+
+_FAMILIES = ("bridge", "inet")
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something of the inn that is still there, and how to take it away."""
+
+    what: str
+    clear: Callable[[], object]
+
+
+def find(paths: Paths) -> list[Leftover]:
+    """All that is left of the inn outside its state directory, in the order in which it can be cleared."""
+    return [*_processes(paths), *_devices(paths), *_tables(paths), *_groups(paths), *_run(paths)]
+
+
+def clear(paths: Paths) -> list[str]:
+    """Take everything away; returns what there was, in words."""
+    found = find(paths)
+    for leftover in found:
+        leftover.clear()
+    return [leftover.what for leftover in found]
+
+
+def _processes(paths: Paths) -> list[Leftover]:
+    def kill(pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        processes.wait_end(pid, 10.0)
+
+    found = sorted(processes.of_inn(paths), key=lambda one: "keeper" not in one.command)  # it would restart the fabric
+    return [Leftover(f"process {one.pid}: {one.command[:80]}", lambda pid=one.pid: kill(pid)) for one in found]  # type: ignore[misc]
+
+
+def _devices(paths: Paths) -> list[Leftover]:
+    def remove(name: str) -> None:
+        links = Links()
+        try:
+            links.remove(name)
+        finally:
+            links.close()
+
+    links = Links()
+    try:
+        names = links.devices(f"intp-{paths.inn_id}", f"inbr-{paths.inn_id}")
+    finally:
+        links.close()
+    ordered = sorted(names, reverse=True)  # taps before their bridges
+    return [Leftover(f"device {name}", lambda name=name: remove(name)) for name in ordered]  # type: ignore[misc]
+
+
+def _tables(paths: Paths) -> list[Leftover]:
+    def remove(family: str) -> None:
+        nft = Nft()
+        try:
+            nft.apply(f"delete table {family} {paths.nft_table}")
+        finally:
+            nft.close()
+
+    nft = Nft()
+    try:
+        present = [family for family in _FAMILIES if nft.table_exists(family, paths.nft_table)]
+    finally:
+        nft.close()
+    return [
+        Leftover(f"nft table {family} {paths.nft_table}", lambda family=family: remove(family))  # type: ignore[misc]
+        for family in present
+    ]
+
+
+def _groups(paths: Paths) -> list[Leftover]:
+    def remove(place: Path) -> None:
+        for inner in sorted(place.rglob("*"), reverse=True):
+            if inner.is_dir():
+                inner.rmdir()
+        place.rmdir()
+
+    places = [root / paths.cgroup for root in cgroups.detect().roots]
+    return [
+        Leftover(f"control group {place}", lambda place=place: remove(place))  # type: ignore[misc]
+        for place in places
+        if place.is_dir()
+    ]
+
+
+def _run(paths: Paths) -> list[Leftover]:
+    if not paths.run.exists():
+        return []
+    return [Leftover(f"directory {paths.run}", lambda: shutil.rmtree(paths.run))]
