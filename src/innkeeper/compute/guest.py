@@ -1,0 +1,532 @@
+"""A guest that has a process: its life cycle, each operation guarded by the state that it is in.
+
+    start ─> RUNNING <─> PAUSED          shutdown, poweroff ─> STOPPED
+    restore ─> RUNNING                   save ─> SAVED
+    adopt ─> whatever it is in           the process dies, or the guest panics ─> CRASHED
+
+A guest whose storage is away is PAUSED with the reason ``storage`` and goes on by itself when storage is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from innkeeper.compute import firmware, hotplug, launcher, migration, outage
+from innkeeper.compute.adoption import HeldProcess, ProcessIdentity
+from innkeeper.compute.agent import Agent
+from innkeeper.compute.commandline import AGENT_CHARDEV
+from innkeeper.compute.inputs import DISK_PORTS, NIC_PORTS, DiskInput, MachineInputs, NbdExport, NicInput, free_port
+from innkeeper.compute.launcher import GuestPlace
+from innkeeper.compute.memory import Layout, MemoryImage
+from innkeeper.compute.monitor import Monitor
+from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable
+from innkeeper.model.resources import VmState
+
+log = logging.getLogger(__name__)
+
+QUIT_TIMEOUT_S = 3.0
+AGENT_SHUTDOWN_S = 30.0
+"""A guest whose agent took the request but does nothing is asked by the power button after this."""
+_STATES = {
+    "running": VmState.RUNNING,
+    "prelaunch": VmState.PAUSED,
+    "guest-panicked": VmState.CRASHED,
+    "internal-error": VmState.CRASHED,
+    "shutdown": VmState.STOPPING,
+}
+"""QEMU's run states; the others mean PAUSED."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestChange:
+    """What a guest's owner is told: its state, why (``storage``, ``panic``, ...), whether its agent's port is open."""
+
+    vm_id: str
+    state: VmState
+    reason: str
+    agent: bool
+
+
+OnChange = Callable[[GuestChange], None]
+
+
+class Guest:
+    """Made by ``start``, ``restore`` or ``adopt``. Use from one event loop; operations wait for each other.
+
+    Every operation raises ``Conflict`` (``vm.state``) in a state that does not allow it, and ``Unavailable``
+    (``vm.monitor_hung``, ``vm.monitor_away``) when QEMU does not answer.
+    """
+
+    def __init__(self, vm_id: str, name: str, place: GuestPlace, held: HeldProcess, layout: Layout) -> None:
+        self.vm_id = vm_id
+        self.place = place
+        self.layout = layout
+        self.state = VmState.STARTING
+        self.reason = ""
+        self.monitor = Monitor(place.monitor_socket, name)
+        self.agent = Agent(place.agent_socket, name)
+        self._name = name
+        self._process = held
+        self._on_change: OnChange | None = None
+        self._turn = asyncio.Lock()
+        self._final: VmState | None = None
+        self._tpm: HeldProcess | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
+        self._cleared = asyncio.Event()
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """For the vm's document: ``adopt`` wants it back."""
+        return self._process.identity
+
+    # --- coming to be ---
+
+    @classmethod
+    async def start(cls, machine: MachineInputs, place: GuestPlace, on_change: OnChange | None = None) -> Guest:
+        """Boot the machine; returns with the guest RUNNING.
+
+        Raises ``Failed`` (``vm.start_failed``, with QEMU's own words), ``Unavailable`` (``tool.missing``,
+        ``vm.no_tap``, ...); then nothing of it is left.
+        """
+        guest = await cls._launch(machine, place)
+        async with guest._undone_on_failure():
+            await guest.monitor.execute("cont")
+        guest._begin(on_change, VmState.RUNNING)
+        return guest
+
+    @classmethod
+    async def restore(
+        cls,
+        machine: MachineInputs,
+        place: GuestPlace,
+        image: MemoryImage,
+        on_change: OnChange | None = None,
+        *,
+        paused: bool = False,
+    ) -> Guest:
+        """Go on from a memory image, which stays as it is; the machine's disks must be of that instant.
+
+        Raises ``Conflict`` (``memory.mismatch``), ``Failed`` (``memory.failed``) and what ``start`` raises.
+        """
+        image.check(machine)
+        guest = await cls._launch(replace(machine, restoring=True), place)
+        async with guest._undone_on_failure():
+            await migration.read_memory(guest.monitor, image)
+            if not paused:
+                await guest.monitor.execute("cont")
+            await guest._look_for_agent()
+        guest._begin(on_change, VmState.PAUSED if paused else VmState.RUNNING)
+        return guest
+
+    @classmethod
+    async def adopt(
+        cls, vm_id: str, name: str, place: GuestPlace, identity: ProcessIdentity, on_change: OnChange | None = None
+    ) -> Guest:
+        """Take over a guest that another daemon started; thaws it if that one died while it was frozen.
+
+        Raises ``NotFound`` (``vm.process_gone``), ``Failed`` (``vm.stranger``: the process is not this vm's QEMU; it is
+        left alone), ``Unavailable`` (``vm.monitor_hung``: storage may be away; try again or ``fence_process``).
+        """
+        held = HeldProcess(identity)
+        guest = cls(vm_id, name, place, held, Layout.unknown())
+        guest.monitor.watch(guest._event)
+        try:
+            await guest.monitor.connect()
+            uuid = (await guest.monitor.execute("query-uuid"))["UUID"]
+            if uuid != vm_id:
+                raise Failed("vm.stranger", f"process {identity.pid} runs vm {uuid}, not {vm_id}")
+            guest.layout = Layout(**json.loads(guest._layout_file.read_text()))
+            await guest._look_for_agent()
+            status = (await guest.monitor.execute("query-status"))["status"]
+        except OSError as lost:
+            await guest.release()
+            raise Failed("vm.stranger", f"the sockets of vm {name} are gone", cause=str(lost)) from lost
+        except (Problem, asyncio.CancelledError):
+            await guest.release()
+            raise
+        guest._begin(on_change, VmState.RUNNING)
+        guest._status_is(str(status))
+        guest._chore(guest._thaw_if_left_frozen())
+        return guest
+
+    @classmethod
+    async def _launch(cls, machine: MachineInputs, place: GuestPlace) -> Guest:
+        """The process is there, connected, sealed, and has not run an instruction."""
+        launcher.prepare_directories(place)
+        since = place.log.stat().st_size if place.log.exists() else 0
+        tpm = None
+        try:
+            if machine.tpm:
+                tpm = await firmware.start_tpm(place.tpm_state, place.tpm_socket, place.uid, place.log)
+            held = launcher.launch(machine, place)
+        except Problem:
+            if tpm is not None:
+                await tpm.fence()
+            launcher.clear(place)
+            raise
+        guest = cls(machine.vm_id, machine.name, place, held, Layout.of(machine))
+        guest._tpm = tpm
+        guest.monitor.watch(guest._event)
+        async with guest._undone_on_failure(since):
+            await guest.monitor.connect()
+            launcher.seal(place)
+            guest._remember_layout()
+        return guest
+
+    @contextlib.asynccontextmanager
+    async def _undone_on_failure(self, log_since: int = 0) -> AsyncIterator[None]:
+        """When the block fails, or is cancelled, the process is gone afterwards."""
+        try:
+            yield
+        except (Problem, OSError, asyncio.CancelledError) as failure:
+            over = self._process.ended.is_set() or await self._process.wait(0.2)
+            await asyncio.shield(self._undo())
+            if isinstance(failure, asyncio.CancelledError):
+                raise
+            if over or not isinstance(failure, Problem):
+                cause = firmware.tail(self.place.log, log_since) or str(failure)
+                raise Failed(
+                    "vm.start_failed", f"vm {self._name} did not start", cause=cause, remedy=f"see {self.place.log}"
+                ) from failure
+            raise
+
+    async def _undo(self) -> None:
+        await self._process.fence()
+        await self.monitor.close()
+        if self._tpm is not None:
+            await firmware.stop_tpm(self._tpm)
+        launcher.clear(self.place)
+
+    def _begin(self, on_change: OnChange | None, state: VmState) -> None:
+        self._on_change = on_change
+        self.monitor.on_reconnect = lambda: self._chore(self._look_again())
+        self._change(state)
+        self._process.on_end(lambda: self._chore(self._ended()))
+
+    # --- operations ---
+
+    async def shutdown(self, timeout_s: float = 90.0) -> None:
+        """Ask the guest to shut down, by its agent, else by the power button; returns when it is STOPPED.
+
+        Raises ``Failed`` (``vm.shutdown_ignored``) when it still runs after ``timeout_s``; nothing is forced.
+        """
+        async with self._turn:
+            self._guard("shut down", VmState.RUNNING)
+            self._change(VmState.STOPPING)
+            if await self._shut_down_by_agent(min(AGENT_SHUTDOWN_S, timeout_s / 2)):
+                return
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.monitor.execute("system_powerdown")
+                    await self._cleared.wait()
+            except TimeoutError:
+                self._change(VmState.RUNNING)
+                raise Failed(
+                    "vm.shutdown_ignored",
+                    f"vm {self._name} did not shut down within {timeout_s:g} s",
+                    cause="its agent is absent and its system ignores the power button, or its shutdown takes longer",
+                    remedy="use poweroff, or allow more time",
+                ) from None
+
+    async def _shut_down_by_agent(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.agent.shutdown()
+                await self._cleared.wait()
+                return True
+        except (Problem, TimeoutError) as ignored:
+            log.info("%s: shutdown by the power button: %s", self._name, ignored)
+            return False
+
+    async def poweroff(self) -> None:
+        """End the guest at once, whatever it does, even when QEMU or storage hang. Interrupts other operations."""
+        self._final = VmState.STOPPED
+        if not self._process.ended.is_set():
+            await self._quit()
+        await self._cleared.wait()
+
+    async def _quit(self) -> None:
+        try:
+            await self.monitor.execute("quit", timeout_s=QUIT_TIMEOUT_S)
+        except Problem as hung:
+            log.debug("%s: quit: %s", self._name, hung)
+        if not await self._process.wait(QUIT_TIMEOUT_S):
+            await self._process.fence()
+
+    async def pause(self) -> None:
+        """Stop the guest's processors; PAUSED."""
+        async with self._turn:
+            self._guard("pause", VmState.RUNNING)
+            await self.monitor.execute("stop")
+            self._change(VmState.PAUSED)
+
+    async def resume(self) -> None:
+        """Go on after ``pause``; RUNNING."""
+        async with self._turn:
+            self._guard("resume", VmState.PAUSED)
+            await self.monitor.execute("cont")
+            self._change(VmState.RUNNING)
+
+    async def reset(self) -> None:
+        """Press the reset button; RUNNING, also from CRASHED (panicked)."""
+        async with self._turn:
+            self._guard("reset", VmState.RUNNING, VmState.PAUSED, VmState.CRASHED)
+            await self.monitor.execute("system_reset")
+            self.agent.port_changed(False)
+            await self.monitor.execute("cont")
+            self._change(VmState.RUNNING)
+
+    async def save(self, image: MemoryImage, progress: migration.Progress | None = None) -> None:
+        """Write the guest's memory to ``image`` and end the process; SAVED. On failure the guest goes on.
+
+        Raises ``NoSpace`` (``memory.no_space``), ``Failed`` (``memory.failed``).
+        """
+        async with self._turn, self._stopped_for_memory("save", image):
+            await migration.write_memory(self.monitor, image, progress)
+            await asyncio.to_thread(image.finish_blocking, self.layout)
+            self._final = VmState.SAVED
+            await self._quit()
+            await self._cleared.wait()
+
+    async def capture(
+        self, image: MemoryImage, at_instant: Callable[[], Awaitable[None]], progress: migration.Progress | None = None
+    ) -> None:
+        """Memory and disks of one instant: the guest stands still while its memory is written and ``at_instant`` runs.
+
+        ``at_instant`` takes the storage snapshot (and the TPM's state). The guest goes on as before in every case; on
+        failure there is no image.
+        """
+        async with self._turn, self._stopped_for_memory("capture", image):
+            await migration.write_memory(self.monitor, image, progress)
+            await at_instant()
+            await asyncio.to_thread(image.finish_blocking, self.layout)
+
+    @contextlib.asynccontextmanager
+    async def _stopped_for_memory(self, operation: str, image: MemoryImage) -> AsyncIterator[None]:
+        """The guest stopped inside; after it, when it still has a process, as it was before. On failure no image."""
+        self._guard(operation, VmState.RUNNING, VmState.PAUSED)
+        before, reason = self.state, self.reason
+        if before is VmState.PAUSED and reason:
+            raise Unavailable("vm.storage_away", f"{self._name}: its storage is away", remedy="wait until it is back")
+        try:
+            await self.monitor.execute("stop", timeout_s=60.0)
+            self._change(VmState.PAUSED, operation)
+            yield
+        except BaseException:
+            image.discard()
+            raise
+        finally:
+            if self._final is None:
+                await asyncio.shield(self._go_on(before, reason))
+
+    async def _go_on(self, before: VmState, reason: str) -> None:
+        """A guest that was paused stays so: ``cont`` will also take the disks back that writing memory let go."""
+        try:
+            if before is VmState.RUNNING:
+                await self.monitor.execute("cont", timeout_s=60.0)
+            self._change(before, reason)
+        except Problem as failed:
+            log.warning("%s does not go on: %s", self._name, failed)
+            self._chore(self._look_again())
+
+    async def attach_disk(
+        self, disk_id: str, source: NbdExport, *, boot_index: int | None = None, read_only: bool = False
+    ) -> None:
+        """Plug a disk in. Raises ``Conflict`` (``disk.attached``), ``Invalid`` (``vm.no_port``), ``Failed``."""
+        async with self._turn:
+            self._guard("attach a disk", VmState.RUNNING, VmState.PAUSED)
+            if disk_id in self.layout.disks:
+                raise Conflict("disk.attached", f"disk {disk_id} is attached to vm {self._name} already")
+            port = free_port(list(self.layout.disks.values()), DISK_PORTS, "disk")
+            await hotplug.attach_disk(self.monitor, DiskInput(disk_id, source, port, boot_index, read_only))
+            self._layout_is(disks={**self.layout.disks, disk_id: port})
+
+    async def detach_disk(self, disk_id: str, timeout_s: float = 30.0) -> None:
+        """Take a disk out with the guest's consent, if it is in. Raises ``Conflict`` (``disk.busy``)."""
+        async with self._turn:
+            self._guard("detach a disk", VmState.RUNNING)
+            await hotplug.detach_disk(self.monitor, disk_id, timeout_s)
+            self._layout_is(disks={key: port for key, port in self.layout.disks.items() if key != disk_id})
+
+    async def attach_nic(self, nic_id: str, mac: str, tap: str, mtu: int = 1500) -> None:
+        """Plug a card in whose tap exists. Raises ``Conflict`` (``nic.attached``), ``Invalid``, ``Unavailable``."""
+        async with self._turn:
+            self._guard("attach a nic", VmState.RUNNING, VmState.PAUSED)
+            if nic_id in self.layout.nics:
+                raise Conflict("nic.attached", f"nic {nic_id} is attached to vm {self._name} already")
+            port = free_port(list(self.layout.nics.values()), NIC_PORTS, "nic")
+            await hotplug.attach_nic(self.monitor, NicInput(nic_id, mac, tap, port, mtu))
+            self._layout_is(nics={**self.layout.nics, nic_id: port})
+
+    async def detach_nic(self, nic_id: str, timeout_s: float = 30.0) -> None:
+        """Take a card out with the guest's consent. Raises ``Conflict`` (``nic.busy``)."""
+        async with self._turn:
+            self._guard("detach a nic", VmState.RUNNING)
+            await hotplug.detach_nic(self.monitor, nic_id, timeout_s)
+            self._layout_is(nics={key: port for key, port in self.layout.nics.items() if key != nic_id})
+
+    async def change_media(self, media: NbdExport | None) -> None:
+        """Put an ISO into the CD-ROM drive in place of what is there; None empties it."""
+        async with self._turn:
+            self._guard("change media", VmState.RUNNING, VmState.PAUSED)
+            await hotplug.change_media(self.monitor, media)
+
+    async def wait_ended(self) -> VmState:
+        """Wait until there is no process and nothing of it is left; returns STOPPED, SAVED or CRASHED."""
+        await self._cleared.wait()
+        return self.state
+
+    async def release(self) -> None:
+        """Let go of the guest, which runs on: the daemon ends and another will ``adopt`` it."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+        for chore in tuple(self._chores):
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self.agent.close()
+        await self.monitor.close()
+        self._process.release()
+        if self._tpm is not None:
+            self._tpm.release()
+
+    # --- what happens by itself ---
+
+    def _event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "VSERPORT_CHANGE":
+            self.agent.port_changed(data.get("open") is True)
+            self._tell()
+        elif name == "SHUTDOWN" and data.get("guest") is True:
+            self._chore(self._quit_after_shutdown())
+        elif name == "GUEST_PANICKED":
+            self._change(VmState.CRASHED, "panic")
+        elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+            self._storage_is_away("no space" if data.get("nospace") is True else "storage")
+        elif name == "RESET" and data.get("guest") is True:
+            log.info("%s: the guest restarts", self._name)
+
+    async def _quit_after_shutdown(self) -> None:
+        """The guest has shut itself down; QEMU waits with the lights on."""
+        self._final = VmState.STOPPED
+        self._change(VmState.STOPPING)
+        await self.poweroff()
+
+    def _storage_is_away(self, reason: str) -> None:
+        self._change(VmState.PAUSED, reason)
+        if self._recovery is None or self._recovery.done():
+            self._recovery = self._chore(self._recover())
+
+    async def _recover(self) -> None:
+        await outage.continue_until_steady(self.monitor)
+        status = (await self.monitor.execute("query-status", timeout_s=60.0))["status"]
+        self._status_is(str(status))
+
+    async def _look_again(self) -> None:
+        """After events may have been missed."""
+        await self._look_for_agent()
+        self._status_is(str((await self.monitor.execute("query-status", timeout_s=60.0))["status"]))
+
+    def _status_is(self, status: str) -> None:
+        """Take QEMU's word for the state."""
+        if status == "shutdown":
+            self._chore(self._quit_after_shutdown())
+        elif status == "io-error":
+            self._storage_is_away("storage")
+        else:
+            self._change(_STATES.get(status, VmState.PAUSED), "panic" if status == "guest-panicked" else "")
+
+    async def _look_for_agent(self) -> None:
+        for chardev in await self.monitor.execute("query-chardev"):
+            if chardev["label"] == AGENT_CHARDEV:
+                self.agent.port_changed(chardev["frontend-open"] is True)
+
+    async def _thaw_if_left_frozen(self) -> None:
+        if self.agent.present and self.state is VmState.RUNNING and await self.agent.is_frozen():
+            log.warning("%s: its file systems were left frozen; thawing", self._name)
+            await self.agent.thaw()
+
+    async def _ended(self) -> None:
+        """The process is gone: leave nothing behind and say why."""
+        final = self._final or VmState.CRASHED
+        status = self._process.exit_status
+        if self._recovery is not None:
+            self._recovery.cancel()
+        await self.agent.close()
+        await self.monitor.close()
+        if self._tpm is not None:
+            await firmware.stop_tpm(self._tpm)
+        launcher.clear(self.place)
+        reason = "" if final is not VmState.CRASHED else _death(status)
+        self.agent.port_changed(False)
+        self._change(final, reason)
+        self._cleared.set()
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` beside; a Problem in it is logged, because nobody waits for it."""
+
+        async def supervised() -> None:
+            try:
+                await work
+            except Problem as failed:
+                log.warning("%s: %s", self._name, failed)
+
+        task = asyncio.create_task(supervised())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        return task
+
+    # --- small parts ---
+
+    def _guard(self, operation: str, *allowed: VmState) -> None:
+        if self._final is not None or self.state not in allowed:
+            raise Conflict(
+                "vm.state",
+                f"vm {self._name} is {self.state.value}: it is not possible to {operation}",
+                cause=f"the vm must be {' or '.join(state.value for state in allowed)}",
+            )
+
+    def _change(self, state: VmState, reason: str = "") -> None:
+        if (state, reason) != (self.state, self.reason):
+            self.state, self.reason = state, reason
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change(GuestChange(self.vm_id, self.state, self.reason, self.agent.present))
+
+    def _layout_is(self, **parts: dict[str, int]) -> None:
+        self.layout = replace(self.layout, **parts)
+        self._remember_layout()
+
+    def _remember_layout(self) -> None:
+        fresh = self._layout_file.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self.layout)))
+        fresh.rename(self._layout_file)
+
+    @property
+    def _layout_file(self) -> Path:
+        return self.place.run_dir / "layout.json"
+
+
+def _death(status: int | None) -> str:
+    if status is None:
+        return "its process ended"
+    return f"its process was killed by signal {-status}" if status < 0 else f"its process ended with status {status}"
+
+
+async def fence_process(identity: ProcessIdentity, place: GuestPlace) -> None:
+    """Kill a guest's process that cannot be adopted, and remove what is left; nothing happens when it is gone."""
+    try:
+        held = HeldProcess(identity)
+    except Problem:
+        launcher.clear(place)
+        return
+    await held.fence()
+    launcher.clear(place)
