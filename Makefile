@@ -23,7 +23,7 @@ run: setup
 
 ##   make stop     end that inn and leave nothing behind (STATE=dir: the inn in that directory)
 stop:
-	@scripts/stop $(state_option)
+	@if [ -x .venv/bin/inn ]; then .venv/bin/inn $(state_option) down; else echo 'nothing is installed here, so nothing runs'; fi
 
 ##   make test     lint, then every test that is not slow (TESTS=smoke: the fast ones and one guest; TESTS=path: those)
 test:
@@ -36,11 +36,11 @@ proof:
 	@scripts/setup --tests
 	@scripts/proof
 
-##   make lint     ruff and mypy --strict
+##   make lint     ruff check and mypy --strict
 lint:
 	@scripts/setup --tests
 	@.venv/bin/ruff check src tests scripts $(wildcard bench)
-	@.venv/bin/mypy --strict src
+	@.venv/bin/mypy --strict
 
 ##   make bench    the table of measurements against qemu-nbd, restic and borg; writes bench/results/latest.json
 bench:
@@ -49,6 +49,7 @@ bench:
 
 ##   make fresh    `make run`, `make stop` and `make test` in a minimal Debian made for it (FULL=1: the whole `make test`)
 fresh:
+	@scripts/setup
 	@scripts/fresh $(if $(FULL),--full)
 
 ##   make lock     recompile requirements/*.txt from pyproject.toml

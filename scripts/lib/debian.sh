@@ -67,6 +67,7 @@ install_host_packages() {
     local missing
     mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
+    require_root
     say "installing ${#missing[@]} Debian packages: ${missing[*]}"
     require_disk_space /usr "$packages_need_mib"
     require_disk_space /var/cache/apt "$packages_need_mib"
@@ -86,6 +87,7 @@ install_qemu() {
     if [ ${#missing[@]} = 0 ] && new_enough "$(installed_version "$1")"; then
         return 0
     fi
+    require_root
     require_disk_space /usr "$packages_need_mib"
     [ -n "${lists_are_fresh:-}" ] || apt_update
     if new_enough "$(candidate_version "$1")"; then
