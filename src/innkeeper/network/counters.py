@@ -1,0 +1,31 @@
+"""What the guards dropped, read from the kernel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from innkeeper.network.nft import Nft
+from innkeeper.network.ruleset import COUNTED, Element
+from innkeeper.network.transaction import read_counters
+
+_COUNTER = re.compile(r"counter packets (\d+) bytes")
+
+
+def port_counters(nft: Nft, table: str, elements: Iterable[Element], tap: str) -> dict[str, int]:
+    """Guard -> packets dropped at ``tap``, whose elements are given, since it was plugged in.
+
+    A guard that is off counts nothing. Raises ``Failed`` (``nft.refused``) when the rules are not there.
+    """
+    counting = {name: guard for guard, names in COUNTED.items() for name in names}
+    dropped = dict.fromkeys(COUNTED, 0)
+    for element in elements:
+        if guard := counting.get(element.container):
+            answer = nft.read_text(f"get element bridge {table} {element.container} {{ {tap} }}")
+            dropped[guard] += sum(int(packets) for packets in _COUNTER.findall(answer))
+    return dropped
+
+
+def all_counters(nft: Nft, table: str) -> dict[str, dict[str, int]]:
+    """Tap -> guard -> packets dropped, of all ports at once."""
+    return read_counters(nft.read(f"list table bridge {table}"))

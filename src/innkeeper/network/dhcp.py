@@ -1,0 +1,252 @@
+"""DHCP and DNS of a switch: one dnsmasq, its configuration, and its process.
+
+Files of a switch, in a directory that others may pass (dnsmasq reads the last two after it has given up root):
+
+    dnsmasq.conf    fixed while the switch stands; a change restarts dnsmasq
+    dnsmasq.pid     dnsmasq's own
+    leases          dnsmasq's own
+    dnsmasq.log     what it said
+    reservations    mac -> address and name; a change is a SIGHUP
+    hosts           address -> names; likewise
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.model.problems import Failed, Unavailable
+from innkeeper.network.policy import PortPolicy, SwitchPolicy, dns_label
+from innkeeper.system import process
+
+LEASE_TIME = "1h"
+_START_S = 10.0
+_STOP_S = 5.0
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that dnsmasq gave; ``expires`` in seconds since the epoch, 0 for never."""
+
+    address: str
+    mac: str
+    hostname: str
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The contents of a switch's three configuration files."""
+
+    configuration: str
+    reservations: str
+    hosts: str
+
+
+def compile_files(switch: SwitchPolicy, ports: Sequence[PortPolicy], directory: Path, user: str) -> Files:
+    """The files of a switch that serves DHCP, in ``directory``, for a dnsmasq that runs as ``user``. Pure."""
+    network, gateway = switch.network, switch.gateway
+    if network is None or gateway is None:
+        raise Failed("switch.no_dhcp", f"switch {switch.name} has no address to serve DHCP from")
+    options = [
+        ("interface", switch.bridge),
+        ("except-interface", "lo"),
+        ("bind-dynamic", None),
+        ("user", user),
+        ("pid-file", str(directory / "dnsmasq.pid")),
+        ("dhcp-leasefile", str(directory / "leases")),
+        ("dhcp-hostsfile", str(directory / "reservations")),
+        ("addn-hosts", str(directory / "hosts")),
+        ("no-hosts", None),
+        # Only the upstream servers of the host are asked, and only where guests have a way out themselves.
+        *([] if switch.kind == "nat" else [("no-resolv", None)]),
+        ("domain", switch.dns_domain),
+        ("local", f"/{switch.dns_domain}/"),
+        ("domain-needed", None),
+        ("bogus-priv", None),
+        ("dhcp-range", f"{network.network_address},static,{network.netmask},{LEASE_TIME}"),
+        ("dhcp-authoritative", None),
+        # Names come from the inn, never from a guest; and a cloned guest that still has its origin's client id is told
+        # apart by its mac.
+        ("dhcp-ignore-names", None),
+        ("dhcp-ignore-clid", None),
+        ("dhcp-option", f"option:router,{gateway}" if switch.kind == "nat" else "option:router"),
+        ("dhcp-option", f"option:dns-server,{gateway}"),
+        ("dhcp-option", f"option:mtu,{switch.mtu}"),
+        ("no-ping", None),
+        ("quiet-dhcp", None),
+        ("log-facility", "-"),
+    ]
+    named = [(port, dns_label(port.hostname)) for port in ports if port.ipv4]
+    reservations = [
+        ",".join(part for part in (port.mac, port.ipv4[0], name) if part)
+        for port, name in named
+        if ipaddress.IPv4Address(port.ipv4[0]) in network
+    ]
+    gateway_line = f"{gateway} gateway.{switch.dns_domain} gateway"
+    hosts = [f"{port.ipv4[0]} {name}.{switch.dns_domain} {name}" for port, name in named if name]
+    return Files(
+        configuration="".join(f"{key}={value}\n" if value is not None else f"{key}\n" for key, value in options),
+        reservations="".join(f"{line}\n" for line in sorted(reservations)),
+        hosts="".join(f"{line}\n" for line in [gateway_line, *sorted(hosts)]),
+    )
+
+
+def parse_leases(text: str) -> list[Lease]:
+    """The leases in dnsmasq's file: lines of expiry, mac, address, name or ``*``, client id."""
+    leases = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) == 5 and fields[0].isdigit():
+            leases.append(Lease(fields[2], fields[1], "" if fields[3] == "*" else fields[3], int(fields[0])))
+    return leases
+
+
+class Server:
+    """The dnsmasq of one switch: started, told of changes, stopped, and taken over from an earlier daemon. Blocking."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def ensure(self, switch: SwitchPolicy, ports: Sequence[PortPolicy]) -> list[str]:
+        """Make dnsmasq run with this configuration and these reservations; returns what was done.
+
+        Raises ``Unavailable`` (``tool.missing``), ``Failed`` (``switch.dhcp_failed``, ``switch.directory``).
+        """
+        self._prepare()
+        files = compile_files(switch, ports, self._directory, service_user())
+        restart = _write(self._directory / "dnsmasq.conf", files.configuration)
+        reload = _write(self._directory / "reservations", files.reservations)
+        reload |= _write(self._directory / "hosts", files.hosts)
+        pid = self.pid()
+        if pid is not None and restart:
+            self.stop()
+            pid = None
+        if pid is None:
+            self._start(switch)
+            return [f"start DHCP and DNS of switch {switch.name}"]
+        if reload:
+            os.kill(pid, signal.SIGHUP)
+            return [f"tell DHCP and DNS of switch {switch.name} its reservations"]
+        return []
+
+    def pid(self) -> int | None:
+        """The process that serves from this directory; None when there is none."""
+        try:
+            pid = int((self._directory / "dnsmasq.pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            return None
+        return pid if self._argument().encode() in command else None
+
+    def stop(self) -> bool:
+        """End the process and wait for it; False when there was none."""
+        pid = self.pid()
+        if pid is None:
+            return False
+        os.kill(pid, signal.SIGTERM)
+        if not _until(lambda: self._gone(pid), _STOP_S):
+            os.kill(pid, signal.SIGKILL)
+            _until(lambda: self._gone(pid), _STOP_S)
+        (self._directory / "dnsmasq.pid").unlink(missing_ok=True)
+        return True
+
+    def remove(self) -> bool:
+        """End the process and remove its files; False when there was no process."""
+        stopped = self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return stopped
+
+    def leases(self) -> list[Lease]:
+        try:
+            return parse_leases((self._directory / "leases").read_text())
+        except FileNotFoundError:
+            return []
+
+    def _argument(self) -> str:
+        return f"--conf-file={self._directory / 'dnsmasq.conf'}"
+
+    def _gone(self, pid: int) -> bool:
+        """Whether the process has ended; one that this daemon started is reaped."""
+        if self._child is not None:
+            self._child.poll()
+        return self.pid() != pid
+
+    def _prepare(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            closed = [folder for folder in (self._directory, *self._directory.parents) if not folder.stat().st_mode & 1]
+        except OSError as refused:
+            raise Failed(
+                "switch.directory", f"{self._directory} cannot be made", cause=str(refused), remedy="see 'inn doctor'"
+            ) from refused
+        if closed:
+            raise Failed(
+                "switch.directory",
+                f"dnsmasq, which does not run as root, cannot reach {self._directory}",
+                cause=f"others may not pass {closed[-1]}",
+                remedy=f"chmod o+x {closed[-1]}",
+            )
+
+    def _start(self, switch: SwitchPolicy) -> None:
+        log = self._directory / "dnsmasq.log"
+        log.unlink(missing_ok=True)
+        (self._directory / "dnsmasq.pid").unlink(missing_ok=True)
+        child = process.spawn(["dnsmasq", "--keep-in-foreground", self._argument()], log=log)
+        if _until(lambda: self.pid() is not None or child.poll() is not None, _START_S) and child.poll() is None:
+            self._child = child
+            return
+        child.kill()
+        child.wait()
+        raise Failed(
+            "switch.dhcp_failed",
+            f"DHCP and DNS of switch {switch.name} did not start",
+            cause=log.read_text(errors="replace").strip()[-1000:] or f"dnsmasq ended with {child.returncode}",
+            remedy="another DHCP or DNS server may hold the address: 'inn doctor' names it",
+        )
+
+
+def service_user() -> str:
+    """The unprivileged user that dnsmasq runs as: Debian's own for it where that exists.
+
+    Raises ``Unavailable`` (``switch.no_user``).
+    """
+    for name in ("dnsmasq", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise Unavailable("switch.no_user", "there is no user dnsmasq or nobody", remedy="adduser --system dnsmasq")
+
+
+def _write(path: Path, text: str) -> bool:
+    """Replace the file when its text differs; True when it did."""
+    try:
+        if path.read_text() == text:
+            return False
+    except FileNotFoundError:
+        pass
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.chmod(0o644)
+    fresh.rename(path)
+    return True
+
+
+def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,0 +1,64 @@
+"""One thread that does all that touches the kernel's network, in a network namespace if one is given.
+
+A network namespace belongs to a thread: sockets that it opens, sysctls that it writes and processes that it starts are
+in it. Work is done one piece at a time in the order given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from innkeeper.model.problems import Failed
+
+_CLONE_NEWNET = 0x40000000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NetworkThread:
+    """``namespace``: a name under /run/netns (``ip netns``); None is the namespace of the process."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        self._namespace = namespace
+        self._entered = False
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``function`` in the thread; a cancelled caller does not stop what has begun.
+
+        Raises what it raises, and ``Failed`` (``network.namespace``) when the namespace cannot be entered.
+        """
+
+        def work() -> T:
+            self._enter()
+            return function(*args, **kwargs)
+
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+
+    async def close(self) -> None:
+        """Wait for what has begun and end the thread."""
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+
+    def _enter(self) -> None:
+        if self._namespace is None or self._entered:
+            return
+        path = Path("/run/netns") / self._namespace
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            finally:
+                os.close(descriptor)
+        except OSError as refused:
+            raise Failed(
+                "network.namespace", f"network namespace {path} cannot be entered", cause=str(refused)
+            ) from refused
+        self._entered = True
