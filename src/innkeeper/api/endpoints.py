@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import Body, FastAPI, Header, Path, Query, Request
@@ -135,8 +136,7 @@ class Endpoint:
         others: dict[int | str, dict[str, Any]] = dict(PROBLEM_RESPONSES)
         if self._listing:
             return 200, Page[get_args(self._returns)[0]], others  # type: ignore[misc]
-        kinds = get_args(self._returns) if not get_origin(self._returns) and get_args(self._returns) else ()
-        kinds = kinds or (self._returns,)
+        kinds = get_args(self._returns) if isinstance(self._returns, UnionType) else (self._returns,)
         for plan in kinds[1:]:
             others[200] = {"model": plan, "description": "The plan of a dry run; nothing has been done"}
         first = kinds[0]

@@ -1,6 +1,7 @@
-"""Server-sent events: what becomes of a task, and every change in the inn."""
+"""Server-sent events: what becomes of a task, and every change in the inn.
 
-from __future__ import annotations
+Annotations are not postponed here: FastAPI must see ``Depends`` on a function that exists only inside ``add``.
+"""
 
 from collections.abc import AsyncIterable
 from typing import Annotated
