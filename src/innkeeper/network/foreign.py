@@ -1,7 +1,8 @@
 """Do others' rules drop the switches' traffic? Reads a ruleset as ``nft -j list ruleset`` gives it. Pure.
 
 Every base chain of a hook must let a frame pass, so an accept of the inn's does not help against a drop of somebody
-else's. Rules are followed for a packet of which only the devices are known: a match on anything else may or may not hold.
+else's. Rules are followed for a packet of which only the devices are known, and whether its connection is new: a match
+on anything else may or may not hold.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Packet:
     hook: str
     in_device: str | None
     out_device: str | None
+    state: str = "new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def findings(
         if nat:
             packets += [
                 Packet(f"traffic of guests on {bridge} to the outside", "forward", bridge, _OUTSIDE),
-                Packet(f"answers from the outside to guests on {bridge}", "forward", _OUTSIDE, bridge),
+                Packet(f"answers from the outside to guests on {bridge}", "forward", _OUTSIDE, bridge, "established"),
             ]
         if bridge_netfilter:
             packets.append(Packet(f"traffic between guests on {bridge}", "forward", bridge, bridge))
@@ -148,12 +150,18 @@ def _holds(rule: Object, packet: Packet, place: tuple[str, str], sets: Mapping[A
         if "match" not in statement:
             continue
         match = statement["match"]
-        key = match["left"].get("meta", {}).get("key") if isinstance(match["left"], dict) else None
-        if key not in ("iifname", "oifname"):
+        left = match["left"] if isinstance(match["left"], dict) else {}
+        names = _names(match["right"], place, sets)
+        known = {"iifname": packet.in_device, "oifname": packet.out_device}
+        key = left.get("meta", {}).get("key")
+        if key in known:
+            device = known[key]
+            same = device is not None and any(fnmatchcase(device, name) for name in names)
+        elif left.get("ct", {}).get("key") == "state":
+            same = packet.state in names
+        else:
             certain = False
             continue
-        device = packet.in_device if key == "iifname" else packet.out_device
-        same = device is not None and any(fnmatchcase(device, name) for name in _names(match["right"], place, sets))
         if same == (match["op"] == "!="):
             return False
     return True if certain else None

@@ -42,7 +42,8 @@ class PortPolicy:
     """A port: its tap, the card's mac, and the addresses it may use; the first of ``ipv4`` is what DHCP gives it.
 
     Without ``ipv4`` its IPv4 address is unknown, and the arp and ip guards leave IPv4 alone. The IPv6 link-local
-    address that is made of the mac is always known; ``ipv6`` adds to it. ``owner_uid`` may open the tap; only root without.
+    address that is made of the mac is always known; ``ipv6`` adds to it. ``owner_uid`` may open the tap; only
+    root without.
     Raises ``Invalid`` (``nic.tap``, ``nic.mac``, ``nic.address``).
     """
 
