@@ -1,0 +1,316 @@
+"""The catalog: which storages, disks, snapshots, layers, attachments and holds exist, in memory as in meta.
+
+Who stands on what: a disk's open layer stands on a sealed layer or on a root, a snapshot likewise. Meta knows a sealed
+layer (gives it a row and an id) only when a snapshot or a clone stands on it; other sealed layers merge at recovery with
+the layer above, since the log still has their records. ``standing`` computes what meta must say about anything.
+
+Rule of locks: everything meta knows changes under ``admin`` (a worker thread's lock, held over a meta transaction); what
+the data path reads (``Layer.view``) changes under the pool's short lock as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from innkeeper.fabric.groups import Note
+from innkeeper.fabric.layers import Layer
+from innkeeper.fabric.layout import EMPTY_ROOT, Root
+from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
+from innkeeper.model.problems import Conflict, NotFound
+
+WRITER = "writer"
+READER = "reader"
+
+
+@dataclass(slots=True)
+class Storage:
+    """A policy that disks live under."""
+
+    id: str
+    compression: str = "lz4"
+    dedup: bool = True
+
+
+@dataclass(slots=True)
+class Disk:
+    """A disk and its open layer. ``refused`` says why its data cannot be given out, when it cannot."""
+
+    id: str
+    number: int
+    storage_id: str
+    size_bytes: int
+    open: Layer
+    size_seq: int = 0
+    epoch: int = 0
+    lost: int = 0
+    origin: str = ""
+    refused: str | None = None
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A disk's content at one instant: ``layer`` over its view, or ``root`` once all is drained."""
+
+    id: str
+    disk_id: str
+    storage_id: str
+    size_bytes: int
+    layer: Layer | None
+    root: Root
+    sequence: int
+    created_at: float
+    frozen: Layer = field(init=False)
+    """An empty layer over what the snapshot stands on: its ``view`` is the snapshot's view."""
+
+    def __post_init__(self) -> None:
+        self.frozen = Layer(0, 0, self.layer, self.root)
+
+
+@dataclass(slots=True)
+class Attachment:
+    """Who may use a disk or snapshot over NBD."""
+
+    id: str
+    disk_id: str | None
+    snapshot_id: str | None
+    role: str
+    uid: int | None
+    epoch: int
+
+
+class Catalog:
+    """See the module's docstring."""
+
+    def __init__(self, meta: Meta) -> None:
+        self.meta = meta
+        self.admin = threading.RLock()
+        self.storages: dict[str, Storage] = {}
+        self.disks: dict[str, Disk] = {}
+        self.by_number: dict[int, Disk] = {}
+        self.snapshots: dict[str, Snapshot] = {}
+        self.layers: set[Layer] = set()
+        """All layers that are not drained: sealed ones and every disk's open one."""
+        self.attachments: dict[str, Attachment] = {}
+        self.holds: dict[str, str] = {}
+        self.next_layer = 1
+        self.next_disk = 1
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Fill from meta. Layers come empty; replay fills them."""
+        meta = self.meta
+        for row in meta.rows("SELECT id, compression, dedup FROM storages"):
+            self.storages[row[0]] = Storage(row[0], row[1], bool(row[2]))
+        by_id: dict[int, Layer] = {}
+        rows = meta.layers()
+        for layer_row in rows:
+            layer = Layer(layer_row.number, layer_row.from_seq, None, Root(layer_row.root, layer_row.levels))
+            layer.id = layer_row.id
+            layer.seal_seq = layer_row.seal_seq
+            by_id[layer.id] = layer
+            self.layers.add(layer)
+        for layer_row in rows:
+            by_id[layer_row.id].base = by_id.get(layer_row.base)
+        for disk_row in meta.disks():
+            opened = Layer(
+                disk_row.number, disk_row.from_seq, by_id.get(disk_row.layer), Root(disk_row.root, disk_row.levels)
+            )
+            disk = Disk(
+                disk_row.id, disk_row.number, disk_row.storage_id, disk_row.size_bytes, opened, disk_row.size_seq,
+                disk_row.epoch, disk_row.lost, disk_row.origin,
+            )  # fmt: skip
+            self.add_disk(disk)
+        for snap in meta.snapshots():
+            self.snapshots[snap.id] = Snapshot(
+                snap.id, snap.disk_id, snap.storage_id, snap.size_bytes, by_id.get(snap.layer),
+                Root(snap.root, snap.levels), snap.sequence, snap.created_at,
+            )  # fmt: skip
+        for row in meta.rows("SELECT id, disk_id, snapshot_id, role, uid, epoch FROM attachments"):
+            self.attachments[row[0]] = Attachment(*row)
+        self.holds = dict(meta.rows("SELECT id, snapshot_id FROM holds"))
+        self.next_layer = int(meta.get("next_layer", 1))
+        self.next_disk = int(meta.get("next_disk", 1))
+
+    def relink(self) -> None:
+        """Compute every view anew; under the pool's lock."""
+        for layer in self.layers:
+            layer.relink()
+        for snapshot in self.snapshots.values():
+            snapshot.frozen.base, snapshot.frozen.root = snapshot.layer, snapshot.root
+            snapshot.frozen.relink()
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+
+    def storage(self, storage_id: str) -> Storage:
+        return _found(self.storages, storage_id, "storage")
+
+    def disk(self, disk_id: str) -> Disk:
+        return _found(self.disks, disk_id, "disk")
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        return _found(self.snapshots, snapshot_id, "snapshot")
+
+    def attachment(self, attachment_id: str) -> Attachment:
+        return _found(self.attachments, attachment_id, "attachment")
+
+    def add_disk(self, disk: Disk) -> None:
+        self.disks[disk.id] = disk
+        self.by_number[disk.number] = disk
+        self.layers.add(disk.open)
+
+    def policy_of(self, layer: Layer) -> Storage:
+        """The storage whose policy a layer is drained under; the default one where its disk is gone."""
+        disk = self.by_number.get(layer.number)
+        return self.storages[disk.storage_id] if disk else Storage("")
+
+    def refuse_in_use(self, what: str, *, disk_id: str | None = None, snapshot_id: str | None = None) -> None:
+        """Raises ``Conflict`` (``<what>.attached``, ``snapshot.held``) while something uses it."""
+        for attachment in self.attachments.values():
+            if (disk_id and attachment.disk_id == disk_id) or (snapshot_id and attachment.snapshot_id == snapshot_id):
+                raise Conflict(
+                    f"{what}.attached",
+                    f"{what} {disk_id or snapshot_id} is attached as {attachment.id}",
+                    remedy="detach it first",
+                )
+        for hold, held in self.holds.items():
+            if snapshot_id and held == snapshot_id:
+                raise Conflict(
+                    "snapshot.held", f"snapshot {snapshot_id} is held by {hold}", remedy="end what uses it, or release it"
+                )
+
+    # -- what stands on what ---------------------------------------------------------------------------------------
+
+    def seal(self, disk: Disk, sequence: int) -> Layer | None:
+        """Seal the disk's open layer at ``sequence`` and open a new one; under the pool's lock.
+
+        Returns the sealed layer that holds the disk's newest writes, or ``None`` when all is drained.
+        """
+        top = disk.open
+        if top.empty:
+            return top.base
+        top.seal_seq = sequence
+        disk.open = Layer(disk.number, sequence, top)
+        self.layers.add(disk.open)
+        return top
+
+    def collect(self) -> list[Layer]:
+        """Drop sealed layers that nothing stands on; returns those. Under the pool's lock."""
+        used = {disk.open for disk in self.disks.values()}
+        used.update(snapshot.layer for snapshot in self.snapshots.values() if snapshot.layer is not None)
+        for layer in list(used):
+            while (base := layer.base) is not None and base not in used:
+                used.add(base)
+                layer = base
+        gone = [layer for layer in self.layers if layer not in used]
+        for layer in gone:
+            layer.gone = True
+            self.layers.discard(layer)
+        return gone
+
+    def oldest_needed(self, sequence: int) -> int:
+        """The lowest sequence that some layer still needs from the log; ``sequence + 1`` when none."""
+        return min(
+            (layer.first_seq for layer in self.layers if layer.first_seq is not None), default=sequence + 1
+        )
+
+    def name_layer(self, layer: Layer) -> None:
+        """Give a sealed layer, and those under it, an id for meta."""
+        if not layer.id:
+            layer.id = self.next_layer
+            self.next_layer += 1
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def disk_row(self, disk: Disk) -> DiskRow:
+        base, root, from_seq = standing(disk.open)
+        return DiskRow(
+            disk.id, disk.number, disk.storage_id, disk.size_bytes, disk.size_seq, root.entry, root.levels, base, from_seq,
+            disk.epoch, disk.lost, disk.origin,
+        )  # fmt: skip
+
+    def snapshot_row(self, snapshot: Snapshot) -> SnapshotRow:
+        layer = snapshot.layer
+        root = bottom(layer) if layer is not None else snapshot.root
+        return SnapshotRow(
+            snapshot.id, snapshot.disk_id, snapshot.storage_id, snapshot.size_bytes, root.entry, root.levels,
+            layer.id if layer is not None else 0, snapshot.sequence, snapshot.created_at,
+        )  # fmt: skip
+
+    def layer_row(self, layer: Layer) -> LayerRow:
+        assert layer.seal_seq is not None
+        base, root, from_seq = standing(layer)
+        return LayerRow(layer.id, layer.number, base, root.entry, root.levels, from_seq, layer.seal_seq)
+
+    def rebase(self, old: Layer, root: Root) -> tuple[list[Layer], list[Snapshot]]:
+        """All that stood on ``old`` stands on ``root``, not yet visible to readers; returns what changed."""
+        layers = [layer for layer in self.layers if layer.base is old]
+        snapshots = [snapshot for snapshot in self.snapshots.values() if snapshot.layer is old]
+        for layer in layers:
+            layer.base, layer.root = None, root
+        for snapshot in snapshots:
+            snapshot.layer, snapshot.root = None, root
+        return layers, snapshots
+
+    def unrebase(self, old: Layer, layers: list[Layer], snapshots: list[Snapshot]) -> None:
+        """Take ``rebase`` back: meta refused."""
+        for layer in layers:
+            layer.base = old
+        for snapshot in snapshots:
+            snapshot.layer = old
+
+    def write_all(self, change: Transaction) -> None:
+        """Write every disk, snapshot and named layer as it stands now: few rows, and simple to be sure of."""
+        for disk in self.disks.values():
+            change.put_disk(self.disk_row(disk))
+        for snapshot in self.snapshots.values():
+            change.put_snapshot(self.snapshot_row(snapshot))
+        change.run("DELETE FROM layers")
+        for layer in self.layers:
+            if layer.id and layer.seal_seq is not None:
+                change.put_layer(self.layer_row(layer))
+
+    def notes(self, sequence: int) -> list[Note]:
+        """The roots of all disks and snapshots, for the groups' index frames."""
+        notes = []
+        for disk in self.disks.values():
+            root = bottom(disk.open)
+            notes.append(Note.of(disk.id, disk.id, disk.number, disk.size_bytes, root, sequence))
+        for snapshot in self.snapshots.values():
+            root = bottom(snapshot.layer) if snapshot.layer is not None else snapshot.root
+            notes.append(Note.of(snapshot.id, snapshot.disk_id, 0, snapshot.size_bytes, root, snapshot.sequence))
+        return notes
+
+    def roots(self) -> list[Root]:
+        """Every root that something stands on: what the sweep marks from."""
+        roots = [layer.root for layer in self.layers if layer.base is None]
+        roots += [snapshot.root for snapshot in self.snapshots.values() if snapshot.layer is None]
+        return roots
+
+
+def bottom(layer: Layer) -> Root:
+    """The root at the bottom of a layer's chain."""
+    while layer.base is not None:
+        layer = layer.base
+    return layer.root
+
+
+def standing(layer: Layer) -> tuple[int, Root, int]:
+    """(id of the nearest named layer below or 0, root, sequence its records begin after), merging unnamed layers."""
+    from_seq = layer.from_seq
+    base = layer.base
+    while base is not None and not base.id:
+        from_seq = base.from_seq
+        layer, base = base, base.base
+    if base is None:
+        return 0, layer.root, from_seq
+    return base.id, EMPTY_ROOT, from_seq
+
+
+def _found(things: dict[str, Any], key: str, what: str) -> Any:
+    thing = things.get(key)
+    if thing is None:
+        raise NotFound(f"{what}.not_found", f"there is no {what} {key} in the pool")
+    return thing

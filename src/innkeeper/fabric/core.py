@@ -1,0 +1,393 @@
+"""The pool's heart: opening and recovery, staging and appending, syncing, and who may use the space.
+
+Threads: staging, ``submit`` and reads without waiting belong to the event loop; syncs, blocking reads and all control
+operations to worker threads. ``lock`` is short and shared with the log; it guards what is pending and every layer.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from innkeeper.fabric.catalog import Catalog
+from innkeeper.fabric.drain import Drainer
+from innkeeper.fabric.fingerprints import Fingerprints
+from innkeeper.fabric.groups import GROUP_BYTES, parse_group_name
+from innkeeper.fabric.groupwriter import GroupWriter
+from innkeeper.fabric.layers import Layer
+from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, ZERO_PAGE
+from innkeeper.fabric.logformat import DATA, MAX_RECORD_PAGES, RESIZE, ZERO, Record
+from innkeeper.fabric.meta import Meta
+from innkeeper.fabric.oplog import SEGMENT_BYTES, OpLog, Staged
+from innkeeper.fabric.reader import Reader
+from innkeeper.fabric.replay import Replay, confirm_on_medium, read_log, records_of
+from innkeeper.fabric.store import LIVE, GroupRow, GroupStore
+from innkeeper.model.problems import Corrupt, Failed, Invalid, NoSpace, Problem, Unavailable
+from innkeeper.system.files import Buffer, Io, Lock, write_all
+
+VERSION = 1
+NUMBERS_AT_ONCE = 64
+END_PAGE = MAX_DISK_BYTES // PAGE
+ADMIT_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of a pool, in bytes; tests make them small."""
+
+    log_bytes: int = 512 << 20
+    segment_bytes: int = SEGMENT_BYTES
+    group_bytes: int = GROUP_BYTES
+    capacity_bytes: int | None = None
+    """What the pool may take of its file system; ``None``: all of it."""
+    headroom_bytes: int = 256 << 20
+    """Kept free of admitted writes, so that trims, drains and sweeps can still run."""
+
+
+class PoolCore:
+    """State and data path of an open pool; see ``pool.Pool`` for the whole."""
+
+    def __init__(self, io: Io, path: str, limits: Limits) -> None:
+        self.io = io
+        self.path = path
+        self.limits = limits
+        self.read_only: str | None = None
+        self.on_room: Callable[[], None] = lambda: None
+        """Called, from any thread, when the log has room again."""
+        self.maintenance = threading.RLock()
+        self._pending: list[tuple[Layer, Staged]] = []
+        self._pending_bytes = 0
+        self._admitted = 0
+        self._closed = False
+        self._held_lock: Lock | None = None
+        self._meta: Meta | None = None
+        self._fingerprints: Fingerprints | None = None
+        try:
+            self._open()
+        except OSError as refused:
+            self._release()
+            raise Failed(
+                "pool.unusable", f"the pool in {path} cannot be opened", cause=str(refused), remedy="look at its disk"
+            ) from refused
+        except BaseException:
+            self._release()
+            raise
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        files, path = self.io.files, self.path
+        for directory in (path, f"{path}/log", f"{path}/groups"):
+            files.mkdir(directory)
+        self._held_lock = files.lock(f"{path}/lock")
+        self.pool_id = self._identity()
+        self._meta = meta = Meta(files, f"{path}/meta.db")
+        self._found_or_check(meta)
+        self.incarnation = str(meta.get("incarnation"))
+        self.catalog = Catalog(meta)
+        self.catalog.load()
+        self.log = OpLog(
+            files,
+            f"{path}/log",
+            self.pool_id,
+            limit_bytes=self.limits.log_bytes,
+            segment_bytes=self.limits.segment_bytes,
+        )
+        self.lock = self.log.lock
+        self.log.on_moved = self._moved
+        self.store = GroupStore(files, f"{path}/groups", self.pool_id)
+        self._load_groups(meta)
+        self.reader = Reader(self.log, self.store)
+        self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")
+        self.writer = GroupWriter(
+            files, f"{path}/groups", self.pool_id, self._next_group_number, group_bytes=self.limits.group_bytes
+        )
+        self.drainer = Drainer(self.log, self.store, self.reader, self.writer, self._fingerprints)
+        self._recover(meta)
+
+    def _identity(self) -> UUID:
+        """The pool's id from ``pool.json``; a new one where the directory is new."""
+        files, path = self.io.files, f"{self.path}/pool.json"
+        if files.exists(path):
+            file = files.open(path)
+            try:
+                facts = json.loads(file.pread(file.size(), 0))
+                version, pool_id = facts["format"], UUID(facts["pool"])
+            except (ValueError, KeyError, TypeError) as unreadable:
+                raise Corrupt("pool.format", f"{path} cannot be read", cause=str(unreadable)) from unreadable
+            if version != VERSION:
+                raise Corrupt(
+                    "pool.format",
+                    f"{path} has format {version}, this program knows {VERSION}",
+                    remedy="open the pool with the version of Innkeeper that wrote it, or a newer one",
+                )
+            return pool_id
+        pool_id = UUID(bytes=self.io.random.token(16), version=4)
+        fresh = files.open(f"{path}.new", create=True)
+        fresh.truncate(0)
+        write_all(fresh, [json.dumps({"format": VERSION, "pool": str(pool_id)}).encode()], 0)
+        fresh.fdatasync()
+        fresh.close()
+        files.rename(f"{path}.new", path)
+        files.sync_dir(self.path)
+        return pool_id
+
+    def _found_or_check(self, meta: Meta) -> None:
+        known = meta.get("pool")
+        if known is None:
+            if self.io.files.listdir(f"{self.path}/groups"):
+                raise Corrupt(
+                    "meta.lost",
+                    f"the groups of {self.path} are there, but its meta.db is not",
+                    remedy="run 'inn fabric check --repair' to rebuild it from the groups",
+                )
+            with meta.transaction() as change:
+                change.put("pool", str(self.pool_id))
+                change.put("incarnation", str(UUID(bytes=self.io.random.token(16), version=4)))
+        elif known != str(self.pool_id):
+            raise Corrupt("meta.foreign", f"{self.path}/meta.db belongs to pool {known}", remedy="put the right one back")
+
+    def _load_groups(self, meta: Meta) -> None:
+        """Group rows from meta; files that no row names are remains of a crash and go."""
+        for row in meta.rows("SELECT number, generation, state, size_bytes, last_frame FROM groups"):
+            self.store.rows[row[0]] = GroupRow(row[0], row[1], LIVE, row[3], row[4])
+        self._numbers_end = self._next_number = int(meta.get("next_group", 1))
+        for name in self.io.files.listdir(f"{self.path}/groups"):
+            place = parse_group_name(name)
+            if place is None:
+                continue
+            if place[0] >= self._numbers_end:
+                self.read_only = f"group {place[0]} is younger than meta.db, which was rolled back"
+                return
+            row_of = self.store.rows.get(place[0])
+            if row_of is None or row_of.generation != place[1]:
+                self.io.files.unlink(f"{self.path}/groups/{name}")
+
+    def _next_group_number(self) -> int:
+        if self._next_number == self._numbers_end:
+            end = self._numbers_end + NUMBERS_AT_ONCE
+            with self.catalog.meta.transaction() as change:
+                change.put("next_group", end)
+            self._numbers_end = end
+        self._next_number += 1
+        return self._next_number - 1
+
+    # -- recovery --------------------------------------------------------------------------------------------------
+
+    def _recover(self, meta: Meta) -> None:
+        """Fill the layers from the log, make sure that all of it is on the medium, begin a new segment."""
+        needed_from = int(meta.get("log_needed_from", 1))
+        replay = read_log(self.io.files, f"{self.path}/log", self.pool_id, needed_from=needed_from)
+        confirm_on_medium(replay)
+        for segment in replay.segments:
+            self.log.adopt(segment)
+        resized = self._apply(replay)
+        self._note_damage(replay)
+        self.catalog.relink()
+        floor = max((layer.from_seq for layer in self.catalog.layers), default=0)
+        sealed = max((layer.seal_seq or 0 for layer in self.catalog.layers), default=0)
+        sequence = max(replay.last_sequence, floor, sealed, needed_from - 1)
+        if self.read_only:
+            self.log.sequence = self.log.synced_upto = sequence
+            return
+        if resized or replay.lost_disks:
+            with meta.transaction() as change:
+                self.catalog.write_all(change)
+        self.log.start(sequence, replay.last_sequence)
+        self.log.trim(self.catalog.oldest_needed(sequence))
+
+    def _apply(self, replay: Replay) -> bool:
+        """Give every record to the layer it belongs to; returns whether a disk's size changed."""
+        named: dict[int, list[Layer]] = {}
+        for layer in self.catalog.layers:
+            if layer.seal_seq is not None:
+                named.setdefault(layer.number, []).append(layer)
+        resized = False
+        for found in replay.batches:
+            sequence = found.batch.sequence
+            for record, position in records_of(found):
+                disk = self.catalog.by_number.get(record.disk)
+                target = next(
+                    (
+                        each
+                        for each in named.get(record.disk, ())
+                        if each.from_seq < sequence <= (each.seal_seq or 0)
+                    ),
+                    None,
+                )
+                if target is None and disk is not None and sequence > disk.open.from_seq:
+                    target = disk.open
+                if target is None:
+                    continue
+                if record.disk in found.bad:
+                    target.damaged = f"batch {sequence} of the log fails its checksum in {found.segment.file.path}"
+                apply_record(target, record, position, sequence)
+                if record.kind == RESIZE and disk is not None and sequence > disk.size_seq:
+                    disk.size_bytes, disk.size_seq, resized = record.count, sequence, True
+        return resized
+
+    def _note_damage(self, replay: Replay) -> None:
+        if replay.damage:
+            self.read_only = replay.damage
+        for number in replay.lost_disks:
+            disk = self.catalog.by_number.get(number)
+            if disk is not None:
+                disk.lost = disk.epoch
+
+    # -- staging and appending -------------------------------------------------------------------------------------
+
+    def log_room(self) -> int:
+        """Bytes that may be staged before the log pushes back; at most 0 when it does. Cheap, for the event loop."""
+        return self.limits.log_bytes - self.log.used_bytes - self._pending_bytes
+
+    def stage_pages(self, layer: Layer, record: Record, data: Buffer) -> None:
+        """Join a DATA record to the pending batch; records of more than 2 MiB are cut."""
+        count = record.count
+        if count <= MAX_RECORD_PAGES:
+            self._pending.append((layer, Staged(record, (data,))))
+        else:
+            view = memoryview(data)
+            for first in range(0, count, MAX_RECORD_PAGES):
+                crcs = record.crcs[first : first + MAX_RECORD_PAGES]
+                part = record._replace(page=record.page + first, count=len(crcs), crcs=crcs)
+                self._pending.append((layer, Staged(part, (view[first * PAGE : (first + len(crcs)) * PAGE],))))
+        self._pending_bytes += count * PAGE + 64
+
+    def stage_record(self, layer: Layer, record: Record) -> None:
+        """Join a record without payload to the pending batch."""
+        self._pending.append((layer, Staged(record)))
+        self._pending_bytes += 64
+
+    def submit(self) -> int:
+        """Append all that was staged; on return it is in the kernel and readable. Returns the log's sequence number.
+
+        Raises ``NoSpace`` or ``Failed``: then nothing of what was staged counts, and all of it is to be answered with
+        that problem.
+        """
+        with self.lock:
+            try:
+                return self.append_pending()
+            except Problem:
+                self._pending = []
+                self._pending_bytes = 0
+                raise
+
+    def append_pending(self, *more: tuple[Layer, Staged]) -> int:
+        """Append what is staged, and ``more`` behind it; when that fails, what was staged stays so. Under ``lock``."""
+        pending = [*self._pending, *more] if more else self._pending
+        if not pending:
+            return self.log.sequence
+        first = self.log.sequence + 1
+        sequence = self.log.append([staged for _, staged in pending])
+        self._pending = []
+        self._pending_bytes = 0
+        for layer, staged in pending:
+            apply_record(layer, staged.record, staged.position, first)
+        return sequence
+
+    def pending_page(self, layer: Layer, page: int) -> bytes | None:
+        """A page as it is staged for ``layer``, or ``None``. Under ``lock``."""
+        for target, staged in reversed(self._pending):
+            record = staged.record
+            if target is layer and record.page <= page < record.page + record.count:
+                if record.kind == ZERO:
+                    return ZERO_PAGE
+                if record.kind == DATA:
+                    at = (page - record.page) * PAGE
+                    return bytes(memoryview(staged.buffers[0])[at : at + PAGE])
+        return None
+
+    def sync_blocking(self, sequence: int) -> None:
+        """Everything up to ``sequence`` is on the medium when this returns. For worker threads.
+
+        Raises ``Failed`` (``log.lost``): no flush may be acknowledged any more.
+        """
+        self.log.sync(sequence)
+
+    def needs_sync(self, sequence: int) -> bool:
+        """Whether ``sync_blocking(sequence)`` has anything to do. Cheap, for the event loop."""
+        return sequence > self.log.synced_upto or self.log.broken is not None
+
+    def _moved(self, places: dict[int, int]) -> None:
+        for layer in self.catalog.layers:
+            layer.moved(places)
+
+    # -- space -----------------------------------------------------------------------------------------------------
+
+    def admit(self, size: int) -> None:
+        """Take ``size`` bytes from what may still be written. Raises ``NoSpace``, ``Unavailable``, ``Problem``."""
+        if self.read_only:
+            raise self.refusal()
+        if self.log_room() < -2 * self.limits.segment_bytes:
+            raise Unavailable("log.full", "the log is full", remedy="wait for the drain; ask log_room() before staging")
+        self._admitted -= size
+        if self._admitted < 0:
+            room = self.free_bytes() - self._reserved_bytes() - size
+            if room < 0:
+                self._admitted = 0
+                raise NoSpace(
+                    "pool.full",
+                    f"the pool in {self.path} has no room left",
+                    cause=f"{self.free_bytes()} bytes are free, {self._reserved_bytes()} of them reserved",
+                    remedy="remove disks, snapshots or backups, or give its file system more space",
+                )
+            self._admitted = min(room, ADMIT_BYTES)
+
+    def free_bytes(self) -> int:
+        """Bytes the pool may still take."""
+        free = self.io.files.space(self.path)[1]
+        if self.limits.capacity_bytes is not None:
+            free = min(free, self.limits.capacity_bytes - self.used_bytes())
+        return free
+
+    def used_bytes(self) -> int:
+        """Bytes the pool's groups and log take."""
+        groups = sum(row.size_bytes for row in list(self.store.rows.values()))
+        return groups + len(self.log.segments) * self.limits.segment_bytes
+
+    def _reserved_bytes(self) -> int:
+        """What the drain of all undrained writes may take at worst, the log's growth, and the headroom."""
+        growth = max(0, self.limits.log_bytes - len(self.log.segments) * self.limits.segment_bytes)
+        return 2 * (self.log.used_bytes + self._pending_bytes) + growth + self.limits.headroom_bytes
+
+    def refusal(self) -> Problem:
+        """The problem of a pool that takes no writes."""
+        return Failed(
+            "pool.read_only",
+            f"the pool in {self.path} is read-only",
+            cause=self.read_only,
+            remedy="run 'inn fabric check' and restore the disks it names from a backup",
+        )
+
+    # -- closing ---------------------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        self._closed = True
+        for part in (self._fingerprints, self._meta, self._held_lock):
+            if part is not None:
+                part.close()
+        self._fingerprints = self._meta = self._held_lock = None
+
+
+def apply_record(layer: Layer, record: Record, position: int, sequence: int) -> None:
+    """Put a logged record into its layer's index."""
+    if layer.first_seq is None:
+        layer.first_seq = sequence
+    if record.kind == DATA:
+        layer.put(record.page, position, record.crcs)
+    elif record.kind == ZERO:
+        layer.zero(record.page, record.count)
+    elif record.kind == RESIZE:
+        first = -(-record.count // PAGE)
+        layer.zero(first, END_PAGE - first)
+
+
+def checked_range(offset: int, length: int, size: int) -> None:
+    """Raises ``Invalid`` (``disk.range``) unless the range lies within ``size`` bytes."""
+    if offset < 0 or length < 0 or offset + length > size:
+        raise Invalid("disk.range", f"bytes {offset} to {offset + length} are not within the disk's {size}")
+
+

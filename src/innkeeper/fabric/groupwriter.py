@@ -1,0 +1,222 @@
+"""Appending items to groups. Only the drain and the sweep do it, one at a time, under the pool's maintenance lock.
+
+``commit`` makes everything put since the last one durable and says which group rows meta must record; only after meta
+did may an entry be used. A writer that failed is abandoned: it starts a new group, and what it wrote without a commit is
+never looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import lz4.block
+
+from innkeeper.fabric.groups import (
+    EXTENT_AUX,
+    GROUP_BYTES,
+    ITEM_EXTENT,
+    ITEM_MAP,
+    ITEM_PIECE,
+    MAP_AUX,
+    NO_FRAME,
+    RAW_EXTENT_AUX,
+    Note,
+    encode_frame,
+    encode_header,
+    group_path,
+    pack_row,
+)
+from innkeeper.fabric.layout import (
+    BLOCK,
+    CODEC_LZ4,
+    CODEC_RAW,
+    KIND_EXTENT,
+    KIND_MAP,
+    KIND_PIECE,
+    PAGE,
+    SLOTS_PER_GROUP,
+    crc32c,
+    pack_entry,
+)
+from innkeeper.fabric.store import LIVE, OPEN, GroupRow
+from innkeeper.system.files import File, FileSystem, write_all
+
+FLUSH_BYTES = 1 << 20
+WRITE_OUT_BYTES = 8 << 20
+WORTH_COMPRESSING = BLOCK * 7 // 8
+
+
+@dataclass(slots=True)
+class Written:
+    """A group as a commit leaves it, and what came to its slot table."""
+
+    row: GroupRow
+    file: File
+    first_slot: int
+    rows: bytes
+    aux: bytes
+
+
+class GroupWriter:
+    """Puts items and returns their map entries."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        directory: str,
+        pool_id: UUID,
+        next_number: Callable[[], int],
+        *,
+        group_bytes: int = GROUP_BYTES,
+    ) -> None:
+        self._files = files
+        self._directory = directory
+        self._pool_id = pool_id
+        self._next_number = next_number
+        self._group_bytes = group_bytes
+        self._file: File | None = None
+        self._written: list[Written] = []
+        self._created = False
+        self.put_bytes = 0
+        """Bytes of items put since the writer was made."""
+
+    # -- items -----------------------------------------------------------------------------------------------------
+
+    def put_piece(self, data: bytes, crc: int) -> int:
+        """A 4 KiB page and its CRC-32C; returns the map entry."""
+        return pack_entry(KIND_PIECE, *self._put(data, ITEM_PIECE, CODEC_RAW, crc, b""))
+
+    def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, compress: bool) -> int:
+        """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
+        if compress:
+            stored = lz4.block.compress(data, store_size=False)
+            if len(stored) <= WORTH_COMPRESSING:
+                aux = EXTENT_AUX.pack(digest)
+                return pack_entry(KIND_EXTENT, *self._put(stored, ITEM_EXTENT, CODEC_LZ4, crc32c(stored), aux))
+        if page_crcs is None:
+            page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
+        aux = RAW_EXTENT_AUX.pack(digest, *page_crcs)
+        return pack_entry(KIND_EXTENT, *self._put(data, ITEM_EXTENT, CODEC_RAW, crc32c(data), aux))
+
+    def put_map(self, data: bytes, level: int) -> int:
+        """A map page."""
+        stored = lz4.block.compress(data, store_size=False)
+        codec = CODEC_LZ4
+        if len(stored) >= len(data):
+            stored, codec = data, CODEC_RAW
+        aux = MAP_AUX.pack(len(data), level)
+        return pack_entry(KIND_MAP, *self._put(stored, ITEM_MAP, codec, crc32c(stored), aux))
+
+    def _put(self, data: bytes, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
+        size = len(data)
+        if self._file is None or self._offset + size > self._group_bytes or self._slots >= SLOTS_PER_GROUP:
+            self._next_group()
+        if codec == CODEC_RAW and (rest := self._offset % PAGE):
+            self._buffers.append(bytes(PAGE - rest))
+            self._offset += PAGE - rest
+        slot = self._slots
+        self._rows += pack_row(self._offset, size, item, codec, crc, self._aux_base + len(self._aux))
+        self._aux += aux
+        self._buffers.append(data)
+        self._offset += size
+        self._slots = slot + 1
+        self.put_bytes += size
+        if self._offset - self._flushed >= FLUSH_BYTES:
+            self._flush()
+        return self._number, slot
+
+    def _flush(self) -> None:
+        assert self._file is not None
+        if not self._buffers:
+            return
+        data = b"".join(self._buffers)
+        write_all(self._file, [data], self._flushed)
+        self._buffers.clear()
+        self._flushed = self._offset
+        if self._flushed - self._started >= WRITE_OUT_BYTES:
+            self._file.write_out(self._started, self._flushed - self._started)
+            self._started = self._flushed
+
+    # -- groups ----------------------------------------------------------------------------------------------------
+
+    def _next_group(self) -> None:
+        if self._file is not None:
+            self._frame([], LIVE)
+        number = self._next_number()
+        file = self._files.open(group_path(self._directory, number, 0), create=True)
+        self._created = True
+        self._number = number
+        self._buffers: list[bytes] = [encode_header(self._pool_id, number, 0)]
+        self._offset = PAGE
+        self._flushed = self._started = 0
+        self._slots = self._first_slot = 0
+        self._rows = bytearray()
+        self._aux = bytearray()
+        self._aux_base = 0
+        self._last_frame = NO_FRAME
+        self._file = file
+
+    def _frame(self, notes: list[Note], state: str) -> None:
+        """Close what was put with an index frame."""
+        assert self._file is not None
+        if rest := self._offset % PAGE:
+            self._buffers.append(bytes(PAGE - rest))
+            self._offset += PAGE - rest
+        frame = encode_frame(
+            self._number,
+            0,
+            previous=self._last_frame,
+            first_slot=self._first_slot,
+            aux_base=self._aux_base,
+            rows=bytes(self._rows),
+            aux=bytes(self._aux),
+            notes=notes,
+        )
+        self._last_frame = self._offset
+        self._buffers.append(frame)
+        self._offset += len(frame)
+        self._flush()
+        row = GroupRow(self._number, 0, state, self._offset, self._last_frame)
+        self._written.append(Written(row, self._file, self._first_slot, bytes(self._rows), bytes(self._aux)))
+        self._first_slot = self._slots
+        self._aux_base += len(self._aux)
+        self._rows = bytearray()
+        self._aux = bytearray()
+        if state == LIVE:
+            self._file = None
+
+    def sync(self) -> None:
+        """Put what was written so far on the medium, so that the commit that follows has little left to wait for."""
+        if self._file is not None:
+            self._flush()
+            self._file.fdatasync()
+        for each in self._written:
+            each.file.fdatasync()
+
+    def commit(self, notes: list[Note]) -> list[Written]:
+        """Everything put so far is on the medium when this returns; the rows that meta must record. Raises ``OSError``."""
+        if self._file is not None and (self._rows or notes):
+            self._frame(notes, OPEN)
+        written, self._written = self._written, []
+        for each in written:
+            each.file.fdatasync()
+        if self._created:
+            self._files.sync_dir(self._directory)
+            self._created = False
+        return written
+
+    def seal(self) -> int | None:
+        """Put no more into the open group; returns its number. Call right after a commit."""
+        if self._file is None:
+            return None
+        self._file = None
+        return self._number
+
+    def abandon(self) -> None:
+        """Forget what was not committed; the next item begins a new group."""
+        self._file = None
+        self._written = []
+
+

@@ -1,0 +1,234 @@
+"""Meta: the small transactional store of heads, snapshots, layers, groups, attachments and holds.
+
+One SQLite database, every commit synced (``synchronous=FULL``), used by one thread at a time under its lock; callers are
+worker threads, never the event loop. The schema is in docs/fabric-format.md, "Meta".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+
+from innkeeper.fabric.vfs import FabricVfs
+from innkeeper.model.problems import Corrupt, Failed, NoSpace
+from innkeeper.system.files import FileSystem
+
+VERSION = 1
+_TABLES = (
+    "CREATE TABLE pool (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE storages (id TEXT PRIMARY KEY, compression TEXT NOT NULL, dedup INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE disks (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, storage_id TEXT NOT NULL,"
+    " size_bytes INTEGER NOT NULL, size_seq INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL,"
+    " layer INTEGER NOT NULL, from_seq INTEGER NOT NULL, epoch INTEGER NOT NULL, lost INTEGER NOT NULL,"
+    " origin TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE snapshots (id TEXT PRIMARY KEY, disk_id TEXT NOT NULL, storage_id TEXT NOT NULL,"
+    " size_bytes INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL, layer INTEGER NOT NULL,"
+    " sequence INTEGER NOT NULL, created_at REAL NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL, root INTEGER NOT NULL,"
+    " levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
+    "CREATE TABLE groups (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL,"
+    " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL) STRICT",
+    "CREATE TABLE attachments (id TEXT PRIMARY KEY, disk_id TEXT, snapshot_id TEXT, role TEXT NOT NULL, uid INTEGER,"
+    " epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE holds (id TEXT PRIMARY KEY, snapshot_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
+)
+_SIGN = 1 << 63
+
+
+def to_sql(entry: int) -> int:
+    """A u64 map entry as SQLite's signed integer."""
+    return entry - (1 << 64) if entry >= _SIGN else entry
+
+
+def from_sql(value: int) -> int:
+    return value + (1 << 64) if value < 0 else value
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRow:
+    id: str
+    number: int
+    storage_id: str
+    size_bytes: int
+    size_seq: int
+    root: int
+    levels: int
+    layer: int
+    from_seq: int
+    epoch: int
+    lost: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    id: str
+    disk_id: str
+    storage_id: str
+    size_bytes: int
+    root: int
+    levels: int
+    layer: int
+    sequence: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    id: int
+    number: int
+    base: int
+    root: int
+    levels: int
+    from_seq: int
+    seal_seq: int
+
+
+class Meta:
+    """The database. Writes happen in ``transaction``; a failed one leaves nothing behind."""
+
+    def __init__(self, files: FileSystem, path: str) -> None:
+        """Open or make the database. Raises ``Corrupt`` (``meta.corrupt``), ``Failed`` (``meta.failed``)."""
+        self._path = path
+        self.lock = threading.RLock()
+        self._vfs = FabricVfs(files)
+        self._db: apsw.Connection | None = None
+        try:
+            with self._translated():
+                self._db = apsw.Connection(path, vfs=self._vfs.name)
+                self._prepare(self._db)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, db: apsw.Connection) -> None:
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA cache_size=-2048")
+        db.execute("PRAGMA temp_store=MEMORY")
+        version = next(iter(db.execute("PRAGMA user_version")))[0]
+        if version == 0:
+            with db:
+                for table in _TABLES:
+                    db.execute(table)
+                db.execute(f"PRAGMA user_version={VERSION}")
+        elif version != VERSION:
+            raise Corrupt(
+                "meta.format",
+                f"{self._path} has format {version}, this program knows {VERSION}",
+                remedy="open the pool with the version of Innkeeper that wrote it, or a newer one",
+            )
+
+    def close(self) -> None:
+        with self.lock:
+            if self._db is not None:
+                db, self._db = self._db, None
+                db.close()
+            if self._vfs is not None:
+                self._vfs.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """All or nothing, synced when it ends. Raises ``NoSpace`` (``pool.full``), ``Failed`` (``meta.failed``)."""
+        with self.lock, self._translated():
+            if self._db is None:
+                raise Failed("meta.failed", "the pool is closed")
+            with self._db:
+                yield Transaction(self._db)
+
+    def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        with self.lock, self._translated():
+            if self._db is None:
+                raise Failed("meta.failed", "the pool is closed")
+            return list(self._db.execute(sql, values))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of table ``pool``."""
+        found = self.rows("SELECT value FROM pool WHERE key=?", (key,))
+        return found[0][0] if found else default
+
+    def disks(self) -> list[DiskRow]:
+        return [
+            DiskRow(*row[:5], from_sql(row[5]), *row[6:])
+            for row in self.rows(
+                "SELECT id, number, storage_id, size_bytes, size_seq, root, levels, layer, from_seq, epoch, lost, origin"
+                " FROM disks ORDER BY number"
+            )
+        ]
+
+    def snapshots(self) -> list[SnapshotRow]:
+        return [
+            SnapshotRow(*row[:4], from_sql(row[4]), *row[5:])
+            for row in self.rows(
+                "SELECT id, disk_id, storage_id, size_bytes, root, levels, layer, sequence, created_at FROM snapshots"
+                " ORDER BY sequence, id"
+            )
+        ]
+
+    def layers(self) -> list[LayerRow]:
+        return [
+            LayerRow(*row[:3], from_sql(row[3]), *row[4:])
+            for row in self.rows("SELECT id, number, base, root, levels, from_seq, seal_seq FROM layers ORDER BY id")
+        ]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.FullError as full:
+            raise NoSpace("pool.full", f"{self._path} cannot grow", cause=str(full), remedy="free space") from full
+        except (apsw.CorruptError, apsw.NotADBError) as broken:
+            raise Corrupt(
+                "meta.corrupt", f"{self._path} is damaged", cause=str(broken), remedy="run 'inn fabric check --repair'"
+            ) from broken
+        except apsw.Error as refused:
+            raise Failed(
+                "meta.failed", f"{self._path} cannot be used", cause=str(refused), remedy="look at the disk's health"
+            ) from refused
+
+
+class Transaction:
+    """Writes of one transaction."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def run(self, sql: str, values: Iterable[Any] = ()) -> None:
+        self._db.execute(sql, tuple(values))
+
+    def put(self, key: str, value: Any) -> None:
+        self.run("INSERT OR REPLACE INTO pool VALUES (?, ?)", (key, value))
+
+    def put_disk(self, row: DiskRow) -> None:
+        self.run(
+            "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                row.id, row.number, row.storage_id, row.size_bytes, row.size_seq, to_sql(row.root), row.levels, row.layer,
+                row.from_seq, row.epoch, row.lost, row.origin,
+            ),
+        )  # fmt: skip
+
+    def put_snapshot(self, row: SnapshotRow) -> None:
+        self.run(
+            "INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?,?,?,?)",
+            (
+                row.id, row.disk_id, row.storage_id, row.size_bytes, to_sql(row.root), row.levels, row.layer, row.sequence,
+                row.created_at,
+            ),
+        )  # fmt: skip
+
+    def put_layer(self, row: LayerRow) -> None:
+        self.run(
+            "INSERT OR REPLACE INTO layers VALUES (?,?,?,?,?,?,?)",
+            (row.id, row.number, row.base, to_sql(row.root), row.levels, row.from_seq, row.seal_seq),
+        )
+
+    def put_group(self, number: int, generation: int, state: str, size_bytes: int, last_frame: int) -> None:
+        self.run("INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?)", (number, generation, state, size_bytes, last_frame))

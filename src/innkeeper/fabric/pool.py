@@ -1,0 +1,80 @@
+"""The pool: the storage without sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from innkeeper.fabric.core import Limits
+from innkeeper.fabric.upkeep import PoolUpkeep
+from innkeeper.model.problems import Failed
+from innkeeper.system.files import Io
+
+
+class Pool(PoolUpkeep):
+    """An open pool. One process opens a pool at a time (its lock); ``close`` it when done.
+
+    Which thread may call what:
+
+    * event loop, never waits for the medium: ``volume``, ``submit``, ``log_room``, ``needs_sync``; of a volume
+      ``stage_write`` (pages wholly covered), ``stage_zero``, ``stage_trim``, ``read_nowait``, ``size_bytes``, ``close``;
+    * worker threads: ``sync_blocking``, ``read_blocking``, ``allocation`` and every control operation;
+    * ``on_room`` is called from whatever thread made room: use ``loop.call_soon_threadsafe`` in it.
+
+    Push-back: stage nothing while ``log_room() <= 0``; go on at ``on_room``. Far beyond that ``stage_write`` raises
+    ``Unavailable`` (``log.full``). After a failed ``submit`` every request staged since the last one is answered with the
+    problem it raised.
+    """
+
+    @classmethod
+    def open(cls, io: Io, path: str, *, limits: Limits | None = None, background: bool = True) -> Pool:
+        """Open the pool in directory ``path``, founding it where there is none; recovers what a crash left.
+
+        ``background=False`` leaves draining to explicit calls (tools and tests). Raises ``Conflict`` (``pool.locked``),
+        ``Corrupt`` (``pool.format``, ``meta.*``, ``log.*``), ``Failed`` (``pool.unusable``).
+        """
+        pool = cls(io, path.rstrip("/"), limits or Limits())
+        if background:
+            pool.start_upkeep()
+        return pool
+
+    def close(self) -> None:
+        """Stop the background work, sync the log, release the lock. The pool cannot be used afterwards."""
+        if self._closed:
+            return
+        self.stop_upkeep()
+        try:
+            if not self.read_only:
+                self.submit()
+                self.log.sync(self.log.sequence)
+        finally:
+            self._release()
+
+    def pool_show(self) -> dict[str, Any]:
+        """What the pool is and holds."""
+        with self.catalog.admin:
+            total, free = self.io.files.space(self.path)
+            capacity = self.limits.capacity_bytes or total
+            return {
+                "id": str(self.pool_id),
+                "incarnation": self.incarnation,
+                "path": self.path,
+                "capacity_bytes": capacity,
+                "free_bytes": max(0, min(free, self.free_bytes())),
+                "used_bytes": self.used_bytes(),
+                "logical_bytes": sum(disk.size_bytes for disk in self.catalog.disks.values()),
+                "log_bytes": self.log.used_bytes,
+                "log_limit_bytes": self.limits.log_bytes,
+                "groups": len(self.store.rows),
+                "disks": len(self.catalog.disks),
+                "snapshots": len(self.catalog.snapshots),
+                "attachments": len(self.catalog.attachments),
+                "holds": len(self.catalog.holds),
+                "read_only": self.read_only,
+                "drain_problem": self.drain_problem.as_dict() if self.drain_problem else None,
+            }
+
+    def ping(self) -> str:
+        """``"pong"`` while the pool is of use. Raises ``Failed`` (``log.lost``) once the log is broken."""
+        if self.log.broken is not None:
+            raise Failed("log.lost", self.log.broken.detail, cause=self.log.broken.cause, remedy="restart the fabric")
+        return "pong"

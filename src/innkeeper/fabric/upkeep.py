@@ -1,0 +1,180 @@
+"""Upkeep: draining layers and committing what was drained, and the background work that keeps the log short.
+
+One drain or sweep runs at a time, under ``maintenance``. Order of a commit: items and map pages are synced, then one
+meta transaction gives every head, snapshot and layer its new root, then readers see it, and only then is the log trimmed.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from innkeeper.fabric.control import PoolControl
+from innkeeper.fabric.groupwriter import Written
+from innkeeper.fabric.layers import Layer
+from innkeeper.fabric.layout import Root
+from innkeeper.model.problems import Failed, NoSpace, Problem
+from innkeeper.system.clock import Activity
+
+DRAIN_AT = 0.4
+"""Share of the log's bound from which the drain works without being asked."""
+IDLE_DRAIN_S = 20.0
+REST_S = 1.0
+RETRY_S = 5.0
+
+
+class PoolUpkeep(PoolControl):
+    """Draining, by hand or in the background."""
+
+    _drainer_activity: Activity | None = None
+    _writer_activity: Activity | None = None
+    _last_drain = 0.0
+    drain_problem: Problem | None = None
+
+    def start_upkeep(self) -> None:
+        """Start the background activities: write-out of the log, and the drain."""
+        self._last_drain = self.io.clock.monotonic()
+        self._writer_activity = self.io.scheduler.start("fabric-log", self._write_out_step)
+        self._drainer_activity = self.io.scheduler.start("fabric-drain", self._drain_step)
+        self.log.kick = self._kick
+
+    def stop_upkeep(self) -> None:
+        for activity in (self._writer_activity, self._drainer_activity):
+            if activity is not None:
+                activity.stop()
+        self._writer_activity = self._drainer_activity = None
+
+    def _kick(self) -> None:
+        if self._writer_activity is not None:
+            self._writer_activity.kick()
+        if self._drainer_activity is not None and self._log_is_long():
+            self._drainer_activity.kick()
+
+    def _log_is_long(self) -> bool:
+        return self.log.used_bytes > self.limits.log_bytes * DRAIN_AT
+
+    def _write_out_step(self) -> float:
+        try:
+            self.log.write_out()
+            self.log.prepare()
+        except OSError:
+            return RETRY_S  # the sync that follows meets the same medium and reports it
+        return REST_S
+
+    def _drain_step(self) -> float:
+        """Drain one layer when the log is long, or when nothing was drained for a while."""
+        now = self.io.clock.monotonic()
+        if self.read_only or not (self._log_is_long() or now - self._last_drain > IDLE_DRAIN_S):
+            return REST_S
+        try:
+            worked = self.drain_oldest()
+        except Problem as problem:
+            self.drain_problem = problem
+            return RETRY_S
+        self.drain_problem = None
+        if worked and self._log_is_long():
+            return 0.0
+        self._last_drain = self.io.clock.monotonic()
+        return REST_S
+
+    # -- draining --------------------------------------------------------------------------------------------------
+
+    def drain(self) -> dict[str, int]:
+        """Drain everything written before the call; for worker threads. Returns ``{"layers": n}``.
+
+        Raises ``Corrupt`` where a page of the log is damaged, ``NoSpace``, ``Failed``.
+        """
+        self._check_writable()
+        with self.catalog.admin, self.lock:
+            sequence = self.append_pending()
+            for disk in self.catalog.disks.values():
+                self.catalog.seal(disk, sequence)
+            todo = {layer for layer in self.catalog.layers if layer.seal_seq is not None}
+        layers = 0
+        while layer := self._bottom_of(todo):
+            self._drain_layer(layer)
+            layers += 1
+        return {"layers": layers}
+
+    def drain_oldest(self) -> bool:
+        """Drain the layer that holds the oldest record of the log; False when there is none."""
+        with self.catalog.admin:
+            with self.lock:
+                waiting = [
+                    layer for layer in self.catalog.layers if layer.first_seq is not None and not layer.damaged
+                ]
+                if not waiting:
+                    return False
+                layer = min(waiting, key=lambda each: each.first_seq or 0)
+                if layer.seal_seq is None:
+                    sequence = self.append_pending()
+                    self.catalog.seal(self.catalog.by_number[layer.number], sequence)
+                while layer.base is not None:
+                    layer = layer.base
+            if layer.seal_seq is None:
+                return False
+        self._drain_layer(layer)
+        return True
+
+    def _bottom_of(self, todo: set[Layer]) -> Layer | None:
+        with self.catalog.admin:
+            live = [layer for layer in todo if layer in self.catalog.layers and layer.base is None]
+            return min(live, key=lambda layer: layer.seal_seq or 0, default=None)
+
+    def _drain_layer(self, layer: Layer) -> None:
+        """Drain a sealed layer that stands on a root, and commit."""
+        with self.maintenance:
+            if layer.gone or layer.base is not None:
+                return
+            with self.catalog.admin:
+                policy = self.catalog.policy_of(layer)
+            try:
+                root = self.drainer.drain(layer, compress=policy.compression == "lz4", dedup=policy.dedup)
+                self.writer.sync()
+                self._commit(layer, root)
+            except OSError as refused:
+                self.drainer.abandon()
+                raise _drain_problem(refused, self.path) from refused
+            except BaseException:
+                self.drainer.abandon()
+                raise
+            self.drainer.committed()
+        self.on_room()
+
+    def _commit(self, layer: Layer, root: Root) -> None:
+        catalog = self.catalog
+        with catalog.admin:
+            if layer.gone:
+                self.drainer.abandon()
+                return
+            layers, snapshots = catalog.rebase(layer, root)
+            catalog.layers.discard(layer)
+            try:
+                written = self.writer.commit(catalog.notes(layer.seal_seq or 0))
+                needed = catalog.oldest_needed(self.log.sequence)
+                with catalog.meta.transaction() as change:
+                    catalog.write_all(change)
+                    change.put("log_needed_from", needed)
+                    for each in written:
+                        row = each.row
+                        change.put_group(row.number, row.generation, row.state, row.size_bytes, row.last_frame)
+            except BaseException:
+                catalog.layers.add(layer)
+                catalog.unrebase(layer, layers, snapshots)
+                raise
+            self._adopt(written)
+            with self.lock:
+                layer.gone = True
+                catalog.relink()
+            self.log.trim(needed)
+
+    def _adopt(self, written: list[Written]) -> None:
+        """Let readers find what a commit wrote."""
+        for each in written:
+            self.store.rows[each.row.number] = each.row
+            self.store.extend(each.row.number, each.first_slot, each.rows, each.aux)
+
+
+def _drain_problem(refused: OSError, path: str) -> Problem:
+    if refused.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace("pool.full", f"the drain of {path} has no room", cause=str(refused), remedy="free space there")
+    return Failed("drain.failed", f"the drain of {path} failed", cause=str(refused), remedy="look at the disk's health")

@@ -1,0 +1,130 @@
+"""SQLite's file access through the injectable layer, so that meta's writes are recorded, failed and lost like all others.
+
+The databases are used by one process under the pool's lock, in exclusive mode with a write-ahead log: SQLite then needs
+neither shared memory nor file locks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import apsw
+
+from innkeeper.system.files import File, FileSystem, write_all
+
+_NAMES = itertools.count()
+
+
+class FabricVfs(apsw.VFS):
+    """An SQLite VFS over a ``FileSystem``. Register once for a pool; ``close`` unregisters."""
+
+    def __init__(self, files: FileSystem) -> None:
+        self.files = files
+        self.name = f"innkeeper-{next(_NAMES)}"
+        super().__init__(self.name, "")
+
+    def close(self) -> None:
+        self.unregister()
+
+    def xFullPathname(self, name: str) -> str:  # noqa: N802
+        return name
+
+    def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: N802
+        return self.files.exists(pathname)
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+        try:
+            self.files.unlink(filename)
+            if syncdir:
+                self.files.sync_dir(filename.rpartition("/")[0])
+        except FileNotFoundError as absent:
+            raise apsw.IOErrorError(str(absent)) from absent
+        except OSError as refused:
+            raise _refused(refused) from refused
+
+    def xOpen(self, name: Any, flags: list[int]) -> VfsFile:  # noqa: N802
+        path = name if isinstance(name, str) else name.filename()
+        try:
+            file = VfsFile(self.files, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
+        except OSError as refused:
+            raise apsw.CantOpenError(str(refused)) from refused
+        flags[1] = flags[0]
+        return file
+
+    def xRandomness(self, numbytes: int) -> bytes:  # noqa: N802
+        return bytes(numbytes)
+
+    def xSleep(self, microseconds: int) -> int:  # noqa: N802
+        return microseconds
+
+    def xCurrentTimeInt64(self) -> int:  # noqa: N802
+        return 210866760000000
+
+    def xCurrentTime(self) -> float:  # noqa: N802
+        return 2440587.5
+
+    def xGetLastError(self) -> tuple[int, str]:  # noqa: N802
+        return 0, ""
+
+
+class VfsFile:
+    """An open database or write-ahead log."""
+
+    def __init__(self, files: FileSystem, path: str, create: bool) -> None:
+        fresh = create and not files.exists(path)
+        self._file: File = files.open(path, create=create)
+        if fresh:
+            files.sync_dir(path.rpartition("/")[0])
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        try:
+            return self._file.pread(amount, offset)
+        except OSError as refused:
+            raise _refused(refused) from refused
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        try:
+            write_all(self._file, [bytes(data)], offset)
+        except OSError as refused:
+            raise _refused(refused) from refused
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        try:
+            self._file.fdatasync()
+        except OSError as refused:
+            raise _refused(refused) from refused
+
+    def xTruncate(self, newsize: int) -> None:  # noqa: N802
+        try:
+            self._file.truncate(newsize)
+        except OSError as refused:
+            raise _refused(refused) from refused
+
+    def xFileSize(self) -> int:  # noqa: N802
+        return self._file.size()
+
+    def xClose(self) -> None:  # noqa: N802
+        self._file.close()
+
+    def xLock(self, level: int) -> None:  # noqa: N802
+        """The pool's lock excludes every other process."""
+
+    def xUnlock(self, level: int) -> None:  # noqa: N802
+        """See ``xLock``."""
+
+    def xCheckReservedLock(self) -> bool:  # noqa: N802
+        return False
+
+    def xFileControl(self, op: int, pointer: int) -> bool:  # noqa: N802
+        return False
+
+    def xSectorSize(self) -> int:  # noqa: N802
+        return 4096
+
+    def xDeviceCharacteristics(self) -> int:  # noqa: N802
+        return 0
+
+
+def _refused(refused: OSError) -> apsw.Error:
+    return apsw.FullError(str(refused)) if refused.errno == 28 else apsw.IOError(str(refused))

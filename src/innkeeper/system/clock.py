@@ -1,0 +1,155 @@
+"""Time, randomness and scheduling, injectable.
+
+The fabric asks these objects and nothing else; a test passes simulated ones and decides itself when time goes on, what
+chance says and which background step runs next.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Sources of time."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards."""
+
+
+class RealClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class SimulatedClock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._now = start
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class Randomness(Protocol):
+    """A source of bytes."""
+
+    def token(self, length: int) -> bytes:
+        """``length`` bytes that nobody can guess (simulated: that the seed decides)."""
+
+
+class RealRandomness:
+    """The kernel's random numbers."""
+
+    def token(self, length: int) -> bytes:
+        return os.urandom(length)
+
+
+class SeededRandomness:
+    """Repeatable bytes from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def token(self, length: int) -> bytes:
+        return self._random.randbytes(length)
+
+
+class Background:
+    """A named background activity: ``step`` is called until it is stopped.
+
+    ``step`` does one unit of work and returns the seconds it may rest before the next one; ``kick`` cuts the rest short.
+    """
+
+    def __init__(self, name: str, step: Callable[[], float]) -> None:
+        self._step = step
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            rest_s = self._step()
+            if rest_s > 0:
+                self._wake.wait(rest_s)
+            self._wake.clear()
+
+    def kick(self) -> None:
+        """Let the next step begin at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Wait for the running step to end; none follows."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+
+class Scheduler(Protocol):
+    """Who runs background activities."""
+
+    def start(self, name: str, step: Callable[[], float]) -> Activity:
+        """Begin to call ``step``; see ``Background``."""
+
+
+class Activity(Protocol):
+    """A running background activity."""
+
+    def kick(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class RealScheduler:
+    """Threads."""
+
+    def start(self, name: str, step: Callable[[], float]) -> Activity:
+        return Background(name, step)
+
+
+class SimulatedActivity:
+    """An activity whose steps a test runs by hand."""
+
+    def __init__(self, name: str, step: Callable[[], float]) -> None:
+        self.name = name
+        self.step = step
+        self.kicked = 0
+        self.stopped = False
+
+    def kick(self) -> None:
+        self.kicked += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class SimulatedScheduler:
+    """Keeps activities without running them."""
+
+    def __init__(self) -> None:
+        self.activities: list[SimulatedActivity] = []
+
+    def start(self, name: str, step: Callable[[], float]) -> Activity:
+        activity = SimulatedActivity(name, step)
+        self.activities.append(activity)
+        return activity
