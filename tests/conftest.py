@@ -1,9 +1,9 @@
 """What holds for every test: it leaves nothing behind, and in CI none is skipped unseen.
 
 Nothing leaked means: no running child process, no pending asyncio task, no listening socket of this process; and of an
-inn that the test founded below its ``tmp_path`` no process, bridge, tap, nft table or cgroup. With ``CI`` set, when nothing
-else runs on the machine, tests marked ``root`` or ``guest`` also leave every namespace, link and nft table as it was.
-What fixtures of a wider scope hold was there before a test begins, and is checked when the session ends.
+inn that the test founded below its ``tmp_path`` no process, bridge, tap, nft table or cgroup. With ``CI`` set, when
+nothing else runs on the machine, tests marked ``root`` or ``guest`` also leave every namespace, link and nft table as
+it was. What fixtures of a wider scope hold was there before a test begins, and is checked when the session ends.
 """
 
 from __future__ import annotations
