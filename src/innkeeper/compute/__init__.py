@@ -1,7 +1,7 @@
 """Guests on QEMU: command line, QMP, guest agent, processes, memory, firmware, cloud-init seeds.
 
-May touch: processes through ``system.process``, the vm's run and state directories, control groups, ``/dev/kvm``, taps that
-exist already. Knows nothing of the fabric but an NBD socket and the name of an export, and nothing of the state.
+May touch: processes through ``system.process``, the vm's run and state directories, control groups, ``/dev/kvm``,
+taps that exist already. Of the fabric it knows an NBD socket and the name of an export, of the state nothing.
 Promises that a guest outlives the daemon, runs under its own uid without privileges, and that a start that fails leaves
 nothing behind. How guests run is in ``docs/guests.md``.
 
@@ -21,7 +21,8 @@ What the daemon uses:
                 async with guest.agent.frozen_file_systems(max_frozen_s=…): … always thawed after it
     memory      MemoryImage(directory): exists() layout() size_bytes discard(); Layout.disks: disk id -> root port
     adoption    ProcessIdentity(pid, start_ticks)
-    firmware    find_uefi(secure_boot=…) -> UefiFirmware(code, …).template_bytes(); pack_tpm(dir) unpack_tpm(bytes, dir, uid)
+    firmware    find_uefi(secure_boot=…) -> UefiFirmware(code, …).template_bytes()
+                pack_tpm(dir) -> bytes, unpack_tpm(bytes, dir, uid)
     seed        seed_image(SeedInputs) -> bytes
     accelerator probe(...) -> Accelerator found by booting a kernel
     qemu        installed() -> Qemu(version, machine)

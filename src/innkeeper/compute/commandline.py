@@ -195,9 +195,9 @@ def _removable(machine: MachineInputs, descriptors: Descriptors) -> Iterator[str
         read_only = {"read-only": True, "auto-read-only": False}
         file = {"driver": "file", "node-name": devices.protocol_node("seed"), "filename": f"/dev/fdset/{_SEED_FDSET}"}
         yield from _blockdev({**file, **read_only})
-        node = devices.format_node("seed")
-        yield from _blockdev({"driver": "raw", "node-name": node, "file": devices.protocol_node("seed"), **read_only})
-        yield from _device({"driver": "virtio-blk-pci", "id": "seed0", "bus": "pcie.0", "addr": "0x7", "drive": node})
+        seed = devices.format_node("seed")
+        yield from _blockdev({"driver": "raw", "node-name": seed, "file": devices.protocol_node("seed"), **read_only})
+        yield from _device({"driver": "virtio-blk-pci", "id": "seed0", "bus": "pcie.0", "addr": "0x7", "drive": seed})
 
 
 def _nics(machine: MachineInputs, descriptors: Descriptors) -> Iterator[str]:

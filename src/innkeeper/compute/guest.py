@@ -207,9 +207,9 @@ class Guest:
 
     def _begin(self, on_change: OnChange | None, state: VmState) -> None:
         self._on_change = on_change
-        self.monitor.on_reconnect = lambda: self._chore(self._look_again())
+        self.monitor.on_reconnect = self._look_again_soon
         self._change(state)
-        self._process.on_end(lambda: self._chore(self._ended()))
+        self._process.on_end(self._clear_soon)
 
     # --- operations ---
 
@@ -328,10 +328,11 @@ class Guest:
                 await asyncio.shield(self._go_on(before, reason))
 
     async def _go_on(self, before: VmState, reason: str) -> None:
-        """A guest that was paused stays so: ``cont`` will also take the disks back that writing memory let go."""
+        """``cont`` also takes back the disks that writing memory let go; QEMU offers nothing else that does."""
         try:
-            if before is VmState.RUNNING:
-                await self.monitor.execute("cont", timeout_s=60.0)
+            await self.monitor.execute("cont", timeout_s=60.0)
+            if before is VmState.PAUSED:
+                await self.monitor.execute("stop", timeout_s=60.0)
             self._change(before, reason)
         except Problem as failed:
             log.warning("%s does not go on: %s", self._name, failed)
@@ -347,14 +348,15 @@ class Guest:
                 raise Conflict("disk.attached", f"disk {disk_id} is attached to vm {self._name} already")
             port = free_port(list(self.layout.disks.values()), DISK_PORTS, "disk")
             await hotplug.attach_disk(self.monitor, DiskInput(disk_id, source, port, boot_index, read_only))
-            self._layout_is(disks={**self.layout.disks, disk_id: port})
+            self._layout_is(replace(self.layout, disks={**self.layout.disks, disk_id: port}))
 
     async def detach_disk(self, disk_id: str, timeout_s: float = 30.0) -> None:
         """Take a disk out with the guest's consent, if it is in. Raises ``Conflict`` (``disk.busy``)."""
         async with self._turn:
             self._guard("detach a disk", VmState.RUNNING)
             await hotplug.detach_disk(self.monitor, disk_id, timeout_s)
-            self._layout_is(disks={key: port for key, port in self.layout.disks.items() if key != disk_id})
+            rest = {key: port for key, port in self.layout.disks.items() if key != disk_id}
+            self._layout_is(replace(self.layout, disks=rest))
 
     async def attach_nic(self, nic_id: str, mac: str, tap: str, mtu: int = 1500) -> None:
         """Plug a card in whose tap exists. Raises ``Conflict`` (``nic.attached``), ``Invalid``, ``Unavailable``."""
@@ -364,14 +366,15 @@ class Guest:
                 raise Conflict("nic.attached", f"nic {nic_id} is attached to vm {self._name} already")
             port = free_port(list(self.layout.nics.values()), NIC_PORTS, "nic")
             await hotplug.attach_nic(self.monitor, NicInput(nic_id, mac, tap, port, mtu))
-            self._layout_is(nics={**self.layout.nics, nic_id: port})
+            self._layout_is(replace(self.layout, nics={**self.layout.nics, nic_id: port}))
 
     async def detach_nic(self, nic_id: str, timeout_s: float = 30.0) -> None:
         """Take a card out with the guest's consent. Raises ``Conflict`` (``nic.busy``)."""
         async with self._turn:
             self._guard("detach a nic", VmState.RUNNING)
             await hotplug.detach_nic(self.monitor, nic_id, timeout_s)
-            self._layout_is(nics={key: port for key, port in self.layout.nics.items() if key != nic_id})
+            rest = {key: port for key, port in self.layout.nics.items() if key != nic_id}
+            self._layout_is(replace(self.layout, nics=rest))
 
     async def change_media(self, media: NbdExport | None) -> None:
         """Put an ISO into the CD-ROM drive in place of what is there; None empties it."""
@@ -427,6 +430,12 @@ class Guest:
         await outage.continue_until_steady(self.monitor)
         status = (await self.monitor.execute("query-status", timeout_s=60.0))["status"]
         self._status_is(str(status))
+
+    def _look_again_soon(self) -> None:
+        self._chore(self._look_again())
+
+    def _clear_soon(self) -> None:
+        self._chore(self._ended())
 
     async def _look_again(self) -> None:
         """After events may have been missed."""
@@ -501,8 +510,8 @@ class Guest:
         if self._on_change is not None:
             self._on_change(GuestChange(self.vm_id, self.state, self.reason, self.agent.present))
 
-    def _layout_is(self, **parts: dict[str, int]) -> None:
-        self.layout = replace(self.layout, **parts)
+    def _layout_is(self, layout: Layout) -> None:
+        self.layout = layout
         self._remember_layout()
 
     def _remember_layout(self) -> None:

@@ -145,7 +145,7 @@ def _check(machine: MachineInputs) -> None:
     _check_distinct("disk", [disk.disk_id for disk in machine.disks])
     _check_distinct("nic", [nic.nic_id for nic in machine.nics])
     _check_distinct("mac", [nic.mac for nic in machine.nics])
-    _check_distinct("port", [str(device.port) for device in (*machine.disks, *machine.nics)])
+    _check_distinct("port", [str(disk.port) for disk in machine.disks] + [str(nic.port) for nic in machine.nics])
     boots = [disk.boot_index for disk in machine.disks] + [machine.cdrom.boot_index]
     _check_distinct("boot index", [str(index) for index in boots if index is not None])
     for disk in machine.disks:

@@ -122,7 +122,8 @@ def _open_all(machine: MachineInputs, place: GuestPlace, opened: contextlib.Exit
         kvm = keep(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)) if machine.accelerator == "kvm" else None
     except OSError as refused:
         raise Failed("vm.start_failed", f"vm {machine.name} cannot be started", cause=str(refused)) from refused
-    return Descriptors(*(one.fileno() for one in sockets), taps=taps, seed=seed, kvm=kvm)
+    monitor, agent, serial = (one.fileno() for one in sockets)
+    return Descriptors(monitor, agent, serial, taps, seed, kvm)
 
 
 @contextlib.contextmanager
