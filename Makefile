@@ -58,7 +58,7 @@ lock:
 
 ##   make install-service, remove-service    start the inn at boot (where systemd runs), or no longer
 install-service: setup
-	@scripts/service install
+	@scripts/service install $(STATE)
 
 remove-service:
-	@scripts/service remove
+	@scripts/service remove $(STATE)
