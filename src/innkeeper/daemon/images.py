@@ -118,7 +118,7 @@ class Images:
         request = ask.ImageImport.model_validate(run.parameters["request"])
         facts = await asyncio.to_thread(importer.inspect, Path(request.path), request.format)
         if request.sha256 is not None:
-            await asyncio.to_thread(importer.verify_sha256, Path(request.path), request.sha256)
+            await asyncio.to_thread(importer.verify_checksum, Path(request.path), request.sha256)
         run.context.update(
             path=request.path,
             format=facts.format,
@@ -179,6 +179,7 @@ class Images:
                 socket=self._rooms.paths.nbd_socket,
                 export=opened["export"],
                 uid=IMPORT_UID,
+                scratch=self._rooms.paths.cache,
                 progress=lambda fraction: run.progress(fraction, "copying"),
             )
         finally:

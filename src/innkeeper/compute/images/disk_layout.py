@@ -60,9 +60,19 @@ def sfdisk_script(plan: DiskPlan) -> str:
     )
 
 
-def assemble(target: Path, plan: DiskPlan, *, root: Path, efi: dict[str, bytes], toolbox: Toolbox, scratch: Path) -> None:
+def assemble(
+    target: Path,
+    plan: DiskPlan,
+    *,
+    root: Path,
+    efi: dict[str, bytes],
+    toolbox: Toolbox,
+    grub: Toolbox,
+    scratch: Path,
+) -> None:
     """Write the image ``target`` from the directory ``root`` and the ``efi`` files; a sparse file, synced.
 
+    ``grub`` is where GRUB for BIOS is taken from.
     Raises ``NoSpace`` (``image.no_space``), ``Failed`` (``tool.failed``).
     """
     try:
@@ -71,10 +81,10 @@ def assemble(target: Path, plan: DiskPlan, *, root: Path, efi: dict[str, bytes],
         toolbox.run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", target, stdin=sfdisk_script(plan).encode())
         _make_root(target, plan, root, toolbox)
         esp = _make_esp(efi, toolbox, scratch)
-        core = bootloader.build_core(toolbox, str(plan.root_uuid), scratch)
+        core = bootloader.build_core(grub, str(plan.root_uuid), scratch)
         with target.open("r+b") as file:
             table = file.read(SECTOR_BYTES)
-            boot_image = (toolbox.grub / "i386-pc/boot.img").read_bytes()
+            boot_image = (grub.grub_images / "boot.img").read_bytes()
             _write_at(file.fileno(), 0, bootloader.patch_boot_sector(boot_image, table, BIOS_BOOT_LBA))
             _write_at(
                 file.fileno(), BIOS_BOOT_LBA * SECTOR_BYTES, bootloader.patch_core(core, BIOS_BOOT_LBA, BIOS_BOOT_BYTES)
@@ -92,7 +102,8 @@ def assemble(target: Path, plan: DiskPlan, *, root: Path, efi: dict[str, bytes],
 
 def _make_root(target: Path, plan: DiskPlan, root: Path, toolbox: Toolbox) -> None:
     # The inode tables are zeroed here and not by the booted guest: its kernel would dirty the disk for minutes.
-    options = f"offset={ROOT_LBA * SECTOR_BYTES},lazy_itable_init=0,lazy_journal_init=0,nodiscard,hash_seed={plan.disk_uuid}"
+    eager = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    options = f"offset={ROOT_LBA * SECTOR_BYTES},{eager},hash_seed={plan.disk_uuid}"
     toolbox.run(
         "mke2fs",
         *("-q", "-F", "-t", "ext4", "-b", str(_BLOCK_BYTES), "-m", "1"),

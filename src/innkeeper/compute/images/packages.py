@@ -1,4 +1,4 @@
-"""Debian packages as building material: resolved, downloaded and verified by apt, unpacked, never installed on the host.
+"""Debian packages as building material: resolved, downloaded and verified by apt, unpacked, never installed here.
 
 Mirrors and keys are the host's own apt configuration; nothing here knows a host name. Resolution runs against an empty
 dpkg status, so that the result depends on the archive and not on what the host has installed.
@@ -160,7 +160,7 @@ def _unresolved(names: Sequence[str], failure: Problem | None) -> Unavailable:
 
 
 def unpack(files: Iterable[Path], root: Path, scratch: Path, keep: Callable[[str], bool] = lambda path: True) -> None:
-    """Unpack package ``files`` into ``root`` with a merged /usr, without documentation, and only paths that ``keep`` wants.
+    """Unpack package ``files`` into ``root`` with a merged /usr, without documentation, only paths that ``keep`` wants.
 
     ``keep`` sees paths relative to the root, such as ``usr/lib/x``. ``scratch`` is a directory on the same file system.
     Raises ``Failed`` (``tool.failed``).

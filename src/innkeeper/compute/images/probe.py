@@ -36,10 +36,11 @@ _RECIPE = 1
 _GUEST = Path(__file__).with_name("guest")
 _KERNEL = "linux-image-cloud-amd64"
 _GUEST_ROOTS = ("e2fsprogs", "fdisk", "perl-base", "qemu-guest-agent", "usr-is-merged")
-_GUEST_WITHOUT = ("debconf", "dpkg", "gcc-12-base", "init-system-helpers", "libdebconfclient0", "tar", "readline-common")
+_GUEST_WITHOUT = ("debconf", "dpkg", "gcc-12-base", "init-system-helpers", "readline-common", "tar")
 _DATA = ("busybox-static", "grub-efi-amd64-signed", "shim-signed")
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio_net", "button", "evdev")
 _LATER_MODULES = ("virtio_balloon", "virtio_rng", "pvpanic_pci", "sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437")
+_FOLDERS = ("dev", "proc", "sys", "run", "tmp", "mnt", "root/.ssh", "var/lib/probe/net", "var/log", "boot/grub")
 _COMMAND_LINE = "console=tty0 console=ttyS0 quiet mitigations=off net.ifnames=0 panic=0"
 
 
@@ -137,7 +138,7 @@ class _Build:
         efi = bootloader.uefi_files(self._scratch / "data", str(plan.root_uuid))
         progress(0.8, "writing the disk")
         image = self._scratch / "disk.raw"
-        assemble(image, plan, root=self._root, efi=efi, toolbox=toolbox, scratch=self._scratch)
+        assemble(image, plan, root=self._root, efi=efi, toolbox=toolbox, grub=toolbox, scratch=self._scratch)
         return image
 
     def _unpack_guest(self) -> None:
@@ -162,7 +163,7 @@ class _Build:
                 link.symlink_to("/usr/bin/busybox")
 
     def _lay_guest_files(self) -> None:
-        for folder in ("dev", "proc", "sys", "run", "tmp", "root/.ssh", "mnt", "var/lib/probe/net", "var/log", "boot/grub"):
+        for folder in _FOLDERS:
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "root/.ssh").chmod(0o700)
         (self._root / "root").chmod(0o700)
@@ -174,14 +175,15 @@ class _Build:
             "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
             "etc/group": "root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n",
             "etc/fstab": "",
-            "etc/os-release": f'ID=innkeeper-probe\nNAME="Innkeeper probe guest"\nVERSION_ID={_RECIPE}\nBUILD_ID={self._key[:12]}\n',
+            "etc/os-release": f'ID=innkeeper-probe\nNAME="Innkeeper probe guest"\nBUILD_ID={self._key[:12]}\n',
             "etc/resolv.conf": "",
         }.items():
             _write(self._root / path, text.encode())
 
     def _lay_boot(self, tree: ModuleTree, root_uuid: str) -> None:
         boot = tree.load_order(_BOOT_MODULES)
-        later = {name: elf for name, elf in tree.load_order([*_BOOT_MODULES, *_LATER_MODULES]).items() if name not in boot}
+        every = tree.load_order([*_BOOT_MODULES, *_LATER_MODULES])
+        later = {name: elf for name, elf in every.items() if name not in boot}
         modules = self._root / "usr/lib/probe/modules"
         modules.mkdir(parents=True)
         for name, elf in later.items():
@@ -202,9 +204,10 @@ class _Build:
 
 
 def _wanted_in_guest(path: str) -> bool:
-    """Leave out what no program of the guest reads: character conversions, static headers, service files."""
-    unwanted = ("usr/lib/x86_64-linux-gnu/gconv/", "usr/lib/systemd/", "usr/include/", "usr/share/glib-2.0/", "etc/init.d/")
-    return not path.startswith(unwanted)
+    """Leave out what no program of the guest reads: character conversions, headers, service files."""
+    return not path.startswith(
+        ("usr/lib/x86_64-linux-gnu/gconv/", "usr/lib/systemd/", "usr/include/", "usr/share/glib-2.0/", "etc/init.d/")
+    )
 
 
 def _guest_files() -> dict[str, bytes]:
@@ -222,15 +225,17 @@ def _write(path: Path, content: bytes) -> None:
     path.chmod(0o755 if content.startswith(b"#!") else 0o644)
 
 
+def _tell(fraction: float, text: str) -> None:
+    print(f"{fraction:4.0%} {text}", file=sys.stderr)
+
+
 def _main() -> int:
     if len(sys.argv) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
     cache = Path(sys.argv[2]) if len(sys.argv) == 3 else Path(tempfile.gettempdir()) / f"innkeeper-cache-{os.getuid()}"
     try:
-        built = build_probe(
-            Path(sys.argv[1]), cache_dir=cache, progress=lambda part, text: print(f"{part:4.0%} {text}", file=sys.stderr)
-        )
+        built = build_probe(Path(sys.argv[1]), cache_dir=cache, progress=_tell)
     except Problem as failure:
         print(failure, file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ class Toolbox:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.grub = root / "usr/lib/grub"
+        self.grub_images = root / "usr/lib/grub/i386-pc"
 
     def run(self, tool: str, *arguments: str | Path, stdin: bytes | None = None) -> bytes:
         """Run ``tool`` and return its standard output.
