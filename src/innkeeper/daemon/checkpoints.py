@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 
+from innkeeper.compute.memory import MemoryImage
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
@@ -27,7 +28,6 @@ from innkeeper.model.resources import (
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
 MAX_CHECKPOINTS = 50
-MEMORY_FILE = "memory"
 
 
 def disk_ids(spec: VmSpec) -> list[str]:
@@ -171,10 +171,9 @@ class Checkpoints:
             await self._power.keep_tpm(vm, directory)
 
         directory = self._rooms.paths.checkpoint(checkpoint.id)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        memory = directory / MEMORY_FILE
-        await self._power.keep_memory(vm, memory, at_that_instant, run.progress)
-        run.context["memory_bytes"] = memory.stat().st_size
+        image = MemoryImage(directory)
+        await self._power.keep_memory(vm, image, at_that_instant, run.progress)
+        run.context["memory_bytes"] = image.size_bytes
 
     async def _untake(self, run: Run) -> None:
         checkpoint = self._wanted(run)
@@ -262,15 +261,15 @@ class Checkpoints:
     async def _start_again(self, run: Run) -> None:
         vm, checkpoint = self._subject(run)
         if checkpoint.checkpoint_kind == CheckpointKind.STANDARD:
-            memory = self._rooms.paths.checkpoint(checkpoint.id) / MEMORY_FILE
-            if not memory.exists():
+            image = MemoryImage(self._rooms.paths.checkpoint(checkpoint.id))
+            if not image.exists():
                 raise Unavailable(
                     "checkpoint.memory_gone",
                     f"the memory of checkpoint {checkpoint.name!r} is gone",
-                    cause=f"{memory} does not exist",
+                    cause=f"there is none in {image.directory}",
                     remedy=f"its disks are back; start the vm: inn vm start {vm.name}",
                 )
-            await self._power.start_now(vm, run, memory=memory)
+            await self._power.start_now(vm, run, memory=image)
         elif run.parameters["was_running"]:
             await self._power.start_now(vm, run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from innkeeper.daemon.allocate import check_mac_free, free_mac, free_number
+from innkeeper.daemon.ports import switch_policy
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
 from innkeeper.model import requests as ask
@@ -38,7 +39,8 @@ class Nics:
     def check_wish(self, wish: ask.VmNic) -> Switch:
         """The switch that a new card would join, when its mac and its address can be had.
 
-        Raises ``NotFound`` (``switch.not_found``), ``Conflict`` (``nic.mac_in_use``, ``nic.address_in_use``), ``Invalid``.
+        Raises ``NotFound`` (``switch.not_found``), ``Conflict`` (``nic.mac_in_use``, ``nic.address_in_use``),
+        ``Invalid`` (``nic.address_outside``, ``nic.no_subnet``).
         """
         switch = self._rooms.store.get(Switch, wish.switch)
         if wish.mac is not None:
@@ -54,12 +56,11 @@ class Nics:
                 )
             return None
         nics = self._rooms.store.find(Nic, switch_id=switch.id)
-        taken = {nic.address for nic in nics if nic.address} | {extra for nic in nics for extra in nic.extra_addresses}
-        if switch.gateway:
-            taken.add(switch.gateway)
+        taken = {address: nic.name for nic in nics for address in (nic.address, *nic.extra_addresses) if address}
+        policy = switch_policy(self._rooms.paths, switch, nics)
         if wanted is not None:
-            return addresses.check_address(switch.subnet, wanted, taken)
-        return addresses.free_address(switch.subnet, taken)
+            return addresses.check_address(policy, wanted, taken)
+        return addresses.choose_address(policy, taken)
 
     def allocate(self, vm: Vm, wish: ask.VmNic, labels: dict[str, str] | None = None) -> Nic:
         """Record a new card of ``vm``; without a pause between choosing and recording, so nothing is given twice."""
@@ -129,14 +130,16 @@ class Nics:
     ) -> Nic | views.Plan:
         """Raises ``NotFound``, ``Conflict`` (``nic.address_in_use``, ``state.stale``), ``Invalid``."""
         nic = self._rooms.store.get(Nic, ref)
-        changed = nic.model_copy(update=self._changes(nic, request))
+        changes = self._changes(nic, request)
+        changed = nic.model_copy(update=changes)
+        if changed.switch_id != nic.switch_id:
+            self._switches.check_replug(nic)
         if dry_run:
             return await self._switches.plan_port(nic, changed)
-        stored = self._rooms.change(nic, revision, **self._changes(nic, request))
-        if stored.switch_id != nic.switch_id:
-            await self._switches.replug(nic, stored)
-        else:
-            await self._switches.port_changed(stored)
+        if changed.switch_id != nic.switch_id:
+            self._switches.drop_forwards(nic)
+        stored = self._rooms.change(nic, revision, **changes)
+        await self._switches.port_changed(stored)
         return stored
 
     def _changes(self, nic: Nic, request: ask.NicSet) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Quiescer:
             return vm.status.state != VmState.SAVED
         if quiesce != "never" and vm.status.state == VmState.RUNNING:
             try:
-                async with guest.frozen():
+                async with guest.agent.frozen_file_systems():
                     # Shielded: a cancel must not leave the caller unsure whether the snapshots exist.
                     await asyncio.shield(self._rooms.fabric.snapshot_create(wanted))
                 return True

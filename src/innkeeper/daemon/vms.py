@@ -281,7 +281,7 @@ class Vms:
         labels = vm.labels if request.labels is None else request.labels
         stored = self._rooms.change(vm, revision, spec=spec, labels=labels)
         if spec.iso_image_id != vm.spec.iso_image_id:
-            await self._power.change_iso(stored)
+            await self._power.change_iso(stored, vm.spec.iso_image_id)
         return self._rooms.store.get(Vm, vm.id)
 
     def _ordered(self, vm: Vm, refs: list[str]) -> list[DiskLink]:

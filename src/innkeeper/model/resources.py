@@ -138,6 +138,8 @@ class VmStatus(Part):
     """VM Generation ID: changes when the guest is rewound or cloned."""
     attachments: dict[str, str] = Field(default_factory=dict)
     """disk id -> fabric attachment id while the guest has a process."""
+    start_again: bool = False
+    """Set when the inn ended the guest, not somebody: with ``autostart`` last it then starts with the inn."""
     checkpoint_id: Uuid | None = None
     """The checkpoint that the guest's present state grew from: the parent of the next one."""
 

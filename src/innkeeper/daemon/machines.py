@@ -1,0 +1,152 @@
+"""What a guest needs before its QEMU can start, and what is given back when it has ended.
+
+Its disks are attached on the fabric under its uid, its cards get their taps, its cloud-init seed is written. Everything
+is recorded in the vm's document before it is done, so that whoever comes after a crash can give it back.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from innkeeper.compute import firmware, launcher, qemu, seed
+from innkeeper.compute.inputs import NIC_PORTS, Accelerator, MachineInputs, NbdExport, NicInput, machine_for
+from innkeeper.compute.launcher import GuestPlace
+from innkeeper.compute.memory import Layout
+from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.switches import Switches
+from innkeeper.model.problems import Failed
+from innkeeper.model.resources import DiskLink, Firmware, Image, Nic, Switch, Vm, new_id
+
+
+class Machines:
+    """Prepares and clears what guests stand on."""
+
+    def __init__(self, rooms: Rooms, switches: Switches) -> None:
+        self._rooms = rooms
+        self._switches = switches
+
+    def place(self, vm: Vm) -> GuestPlace:
+        """Where the vm lives on this host. Raises ``Failed`` (``vm.no_uid``)."""
+        if vm.status.uid is None:
+            raise Failed("vm.no_uid", f"vm {vm.name!r} has no uid", remedy="remove it and make it again")
+        return GuestPlace.of(self._rooms.paths, vm.id, vm.status.uid)
+
+    def nics(self, vm: Vm) -> list[Nic]:
+        return sorted(self._rooms.store.find(Nic, vm_id=vm.id), key=lambda nic: nic.index)
+
+    async def prepare(self, vm: Vm, accelerator: Accelerator, layout: Layout | None = None) -> MachineInputs:
+        """Attach, plug and write all that the vm needs; ``layout`` is that of the memory image it goes on from.
+
+        Raises what the fabric and the switches raise; ``clear`` gives back what was got so far.
+        """
+        exports = {link.disk_id: await self.attach(vm, link) for link in vm.spec.disks}
+        if vm.spec.nvram_disk_id is not None:
+            exports[vm.spec.nvram_disk_id] = await self.attach(vm, DiskLink(disk_id=vm.spec.nvram_disk_id))
+        iso = await self.attach_iso(vm)
+        nics = self.nics(vm)
+        for nic in nics:
+            await self._switches.port_up(nic)
+        uefi = None
+        if vm.spec.firmware == Firmware.UEFI:
+            uefi = firmware.find_uefi(secure_boot=vm.spec.secure_boot).code
+        pinned = self._pin(vm)
+        return machine_for(
+            pinned,
+            machine=qemu.installed().machine,
+            accelerator=accelerator,
+            exports=exports,
+            nics=self._nic_inputs(nics, layout),
+            ovmf_code=uefi,
+            iso=iso,
+            seed=self._write_seed(pinned, nics),
+            ports=layout.disks if layout else None,
+            restoring=layout is not None,
+        )
+
+    def _pin(self, vm: Vm) -> Vm:
+        """The vm with its machine type pinned at its first start, so that an update of QEMU does not change it."""
+        vm = self._rooms.store.get(Vm, vm.id)
+        if vm.spec.machine is not None:
+            return vm
+        return self._rooms.change(vm, None, spec=vm.spec.model_copy(update={"machine": qemu.installed().machine}))
+
+    def _nic_inputs(self, nics: Sequence[Nic], layout: Layout | None) -> list[NicInput]:
+        remembered = dict(layout.nics) if layout else {}
+        free = (port for port in NIC_PORTS if port not in remembered.values())
+        return [
+            NicInput(
+                nic.id,
+                nic.mac,
+                self._rooms.paths.tap(nic.number),
+                remembered.get(nic.id) or next(free),
+                self._rooms.store.get(Switch, nic.switch_id).mtu,
+            )
+            for nic in nics
+        ]
+
+    def _write_seed(self, vm: Vm, nics: Sequence[Nic]) -> Path | None:
+        """The NoCloud ISO, made anew at every start from what the vm's document says; None without cloud-init."""
+        if vm.spec.cloud_init is None:
+            return None
+        path = self.place(vm).state_dir / "seed.iso"
+        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        path.write_bytes(seed.seed_iso(vm.id, vm.name, vm.spec.cloud_init, [nic.mac for nic in nics]))
+        path.chmod(0o600)
+        return path
+
+    def remove_files(self, vm: Vm) -> None:
+        """Remove what a vm that is no more leaves on this host."""
+        shutil.rmtree(self._rooms.paths.vm_state(vm.id), ignore_errors=True)
+        launcher.clear(self.place(vm))
+
+    # --- disks ---
+
+    async def attach(self, vm: Vm, link: DiskLink) -> NbdExport:
+        """Open the disk for the vm's process; recorded first, may be repeated."""
+        attachment_id = self._record_attachment(vm, link.disk_id)
+        opened = await self._rooms.fabric.attach(
+            attachment_id,
+            disk_id=link.disk_id,
+            role="reader" if link.read_only else "writer",
+            uid=self.place(vm).uid,
+        )
+        return NbdExport(self._rooms.paths.nbd_socket, opened["export"])
+
+    async def attach_iso(self, vm: Vm) -> NbdExport | None:
+        """Open the vm's ISO image, if it has one."""
+        if vm.spec.iso_image_id is None:
+            return None
+        image = self._rooms.store.get(Image, vm.spec.iso_image_id)
+        attachment_id = self._record_attachment(vm, image.id)
+        opened = await self._rooms.fabric.attach(
+            attachment_id, snapshot_id=image.snapshot_id, role="reader", uid=self.place(vm).uid
+        )
+        return NbdExport(self._rooms.paths.nbd_socket, opened["export"])
+
+    def _record_attachment(self, vm: Vm, what_id: str) -> str:
+        """The id of the attachment of that disk or image in the vm's document, made when there is none."""
+        vm = self._rooms.store.get(Vm, vm.id)
+        if what_id not in vm.status.attachments:
+            vm.status.attachments[what_id] = new_id()
+            vm = self._rooms.store.update(vm)
+        return vm.status.attachments[what_id]
+
+    async def detach(self, vm: Vm, what_id: str) -> None:
+        """Close what ``attach`` or ``attach_iso`` opened; may be repeated."""
+        vm = self._rooms.store.get(Vm, vm.id)
+        attachment_id = vm.status.attachments.get(what_id)
+        if attachment_id is None:
+            return
+        await self._rooms.fabric.detach(attachment_id)
+        vm = self._rooms.store.get(Vm, vm.id)
+        vm.status.attachments.pop(what_id, None)
+        self._rooms.store.update(vm)
+
+    async def clear(self, vm: Vm) -> None:
+        """Give back everything that ``prepare`` got, once the process has ended; may be repeated."""
+        for what_id in list(self._rooms.store.get(Vm, vm.id).status.attachments):
+            await self.detach(vm, what_id)
+        for nic in self.nics(vm):
+            await self._switches.port_down(nic)
