@@ -1,18 +1,18 @@
 """The catalog: which storages, disks, snapshots, layers, attachments and holds exist, in memory as in meta.
 
 Who stands on what: a disk's open layer stands on a sealed layer or on a root, a snapshot likewise. Meta knows a sealed
-layer (gives it a row and an id) only when a snapshot or a clone stands on it; other sealed layers merge at recovery with
-the layer above, since the log still has their records. ``standing`` computes what meta must say about anything.
+layer (gives it a row and an id) only when a snapshot or a clone stands on it; other sealed layers merge at recovery
+with the layer above, since the log still has their records. ``standing`` computes what meta must say about anything.
 
-Rule of locks: everything meta knows changes under ``admin`` (a worker thread's lock, held over a meta transaction); what
-the data path reads (``Layer.view``) changes under the pool's short lock as well.
+Rule of locks: everything meta knows changes under ``admin`` (a worker thread's lock, held over a meta transaction);
+what the data path reads (``Layer.view``) changes under the pool's short lock as well.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from innkeeper.fabric.groups import Note
 from innkeeper.fabric.layers import Layer
@@ -20,6 +20,7 @@ from innkeeper.fabric.layout import EMPTY_ROOT, Root
 from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
 from innkeeper.model.problems import Conflict, NotFound
 
+T = TypeVar("T")
 WRITER = "writer"
 READER = "reader"
 
@@ -119,15 +120,28 @@ class Catalog:
                 disk_row.number, disk_row.from_seq, by_id.get(disk_row.layer), Root(disk_row.root, disk_row.levels)
             )
             disk = Disk(
-                disk_row.id, disk_row.number, disk_row.storage_id, disk_row.size_bytes, opened, disk_row.size_seq,
-                disk_row.epoch, disk_row.lost, disk_row.origin,
-            )  # fmt: skip
+                disk_row.id,
+                disk_row.number,
+                disk_row.storage_id,
+                disk_row.size_bytes,
+                opened,
+                disk_row.size_seq,
+                disk_row.epoch,
+                disk_row.lost,
+                disk_row.origin,
+            )
             self.add_disk(disk)
         for snap in meta.snapshots():
             self.snapshots[snap.id] = Snapshot(
-                snap.id, snap.disk_id, snap.storage_id, snap.size_bytes, by_id.get(snap.layer),
-                Root(snap.root, snap.levels), snap.sequence, snap.created_at,
-            )  # fmt: skip
+                snap.id,
+                snap.disk_id,
+                snap.storage_id,
+                snap.size_bytes,
+                by_id.get(snap.layer),
+                Root(snap.root, snap.levels),
+                snap.sequence,
+                snap.created_at,
+            )
         for row in meta.rows("SELECT id, disk_id, snapshot_id, role, uid, epoch FROM attachments"):
             self.attachments[row[0]] = Attachment(*row)
         self.holds = dict(meta.rows("SELECT id, snapshot_id FROM holds"))
@@ -178,7 +192,9 @@ class Catalog:
         for hold, held in self.holds.items():
             if snapshot_id and held == snapshot_id:
                 raise Conflict(
-                    "snapshot.held", f"snapshot {snapshot_id} is held by {hold}", remedy="end what uses it, or release it"
+                    "snapshot.held",
+                    f"snapshot {snapshot_id} is held by {hold}",
+                    remedy="end what uses it, or release it",
                 )
 
     # -- what stands on what ---------------------------------------------------------------------------------------
@@ -212,9 +228,7 @@ class Catalog:
 
     def oldest_needed(self, sequence: int) -> int:
         """The lowest sequence that some layer still needs from the log; ``sequence + 1`` when none."""
-        return min(
-            (layer.first_seq for layer in self.layers if layer.first_seq is not None), default=sequence + 1
-        )
+        return min((layer.first_seq for layer in self.layers if layer.first_seq is not None), default=sequence + 1)
 
     def name_layer(self, layer: Layer) -> None:
         """Give a sealed layer, and those under it, an id for meta."""
@@ -227,17 +241,34 @@ class Catalog:
     def disk_row(self, disk: Disk) -> DiskRow:
         base, root, from_seq = standing(disk.open)
         return DiskRow(
-            disk.id, disk.number, disk.storage_id, disk.size_bytes, disk.size_seq, root.entry, root.levels, base, from_seq,
-            disk.epoch, disk.lost, disk.origin,
-        )  # fmt: skip
+            disk.id,
+            disk.number,
+            disk.storage_id,
+            disk.size_bytes,
+            disk.size_seq,
+            root.entry,
+            root.levels,
+            base,
+            from_seq,
+            disk.epoch,
+            disk.lost,
+            disk.origin,
+        )
 
     def snapshot_row(self, snapshot: Snapshot) -> SnapshotRow:
         layer = snapshot.layer
         root = bottom(layer) if layer is not None else snapshot.root
         return SnapshotRow(
-            snapshot.id, snapshot.disk_id, snapshot.storage_id, snapshot.size_bytes, root.entry, root.levels,
-            layer.id if layer is not None else 0, snapshot.sequence, snapshot.created_at,
-        )  # fmt: skip
+            snapshot.id,
+            snapshot.disk_id,
+            snapshot.storage_id,
+            snapshot.size_bytes,
+            root.entry,
+            root.levels,
+            layer.id if layer is not None else 0,
+            snapshot.sequence,
+            snapshot.created_at,
+        )
 
     def layer_row(self, layer: Layer) -> LayerRow:
         assert layer.seal_seq is not None
@@ -309,7 +340,7 @@ def standing(layer: Layer) -> tuple[int, Root, int]:
     return base.id, EMPTY_ROOT, from_seq
 
 
-def _found(things: dict[str, Any], key: str, what: str) -> Any:
+def _found(things: dict[str, T], key: str, what: str) -> T:
     thing = things.get(key)
     if thing is None:
         raise NotFound(f"{what}.not_found", f"there is no {what} {key} in the pool")

@@ -1,7 +1,7 @@
 """Control operations on storages, disks, snapshots, attachments and holds.
 
-All are for worker threads, are durable when they return, and have the same effect when repeated with the same ids. Raises
-throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.transaction`` and ``OpLog.append`` raise.
+All are for worker threads, are durable when they return, and have the same effect when repeated with the same ids.
+Raises throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.transaction`` and ``OpLog.append`` raise.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from uuid import UUID
 from innkeeper.fabric.catalog import READER, WRITER, Attachment, Disk, Snapshot, Storage
 from innkeeper.fabric.core import PoolCore
 from innkeeper.fabric.layers import Layer
-from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root
+from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root, crc32c
 from innkeeper.fabric.logformat import DATA, RESIZE, SNAP, Record
-from innkeeper.fabric.layout import crc32c
 from innkeeper.fabric.oplog import Staged
 from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import Conflict, Invalid
@@ -55,8 +54,9 @@ class PoolControl(PoolCore):
         with self.catalog.admin:
             if storage_id not in self.catalog.storages:
                 return
-            things = [*self.catalog.disks.values(), *self.catalog.snapshots.values()]
-            if any(each.storage_id == storage_id for each in things):
+            used = {disk.storage_id for disk in self.catalog.disks.values()}
+            used.update(snapshot.storage_id for snapshot in self.catalog.snapshots.values())
+            if storage_id in used:
                 raise Conflict(
                     "storage.in_use", f"storage {storage_id} has disks or snapshots", remedy="remove them first"
                 )
@@ -200,7 +200,9 @@ class PoolControl(PoolCore):
                     disks[snapshot_id] = catalog.disk(disk_id)
             if disks and len(disks) < len(snapshots):
                 raise Conflict(
-                    "snapshot.exists", "some of the snapshots exist", remedy="snapshots of one instant are made in one call"
+                    "snapshot.exists",
+                    "some of the snapshots exist",
+                    remedy="snapshots of one instant are made in one call",
                 )
             if disks:
                 self._check_writable()
@@ -211,9 +213,7 @@ class PoolControl(PoolCore):
         catalog = self.catalog
         now = self.io.clock.now()
         with self.lock:
-            records = [
-                Record(disk.number, disk.epoch, SNAP, 0, 1, snapshot=UUID(each)) for each, disk in disks.items()
-            ]
+            records = [Record(disk.number, disk.epoch, SNAP, 0, 1, snapshot=UUID(each)) for each, disk in disks.items()]
             self.append_pending()
             sequence = self.log.append([Staged(record) for record in records])
             tops = {}
@@ -336,7 +336,8 @@ class PoolControl(PoolCore):
             return [_attachment_facts(each) for each in self.catalog.attachments.values()]
 
     def volume(self, attachment_id: str) -> Volume:
-        """The attachment opened for I/O; O(1), for the event loop. Raises ``NotFound``, ``Corrupt`` (``disk.damaged``)."""
+        """The attachment opened for I/O; O(1), for the event loop. Raises ``NotFound``, ``Corrupt``
+        (``disk.damaged``)."""
         attachment = self.catalog.attachment(attachment_id)
         if attachment.disk_id is not None:
             return Volume(self, attachment, self.catalog.disk(attachment.disk_id), None)

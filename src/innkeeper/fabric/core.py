@@ -148,7 +148,9 @@ class PoolCore:
                 change.put("pool", str(self.pool_id))
                 change.put("incarnation", str(UUID(bytes=self.io.random.token(16), version=4)))
         elif known != str(self.pool_id):
-            raise Corrupt("meta.foreign", f"{self.path}/meta.db belongs to pool {known}", remedy="put the right one back")
+            raise Corrupt(
+                "meta.foreign", f"{self.path}/meta.db belongs to pool {known}", remedy="put the right one back"
+            )
 
     def _load_groups(self, meta: Meta) -> None:
         """Group rows from meta; files that no row names are remains of a crash and go."""
@@ -211,11 +213,7 @@ class PoolCore:
             for record, position in records_of(found):
                 disk = self.catalog.by_number.get(record.disk)
                 target = next(
-                    (
-                        each
-                        for each in named.get(record.disk, ())
-                        if each.from_seq < sequence <= (each.seal_seq or 0)
-                    ),
+                    (each for each in named.get(record.disk, ()) if each.from_seq < sequence <= (each.seal_seq or 0)),
                     None,
                 )
                 if target is None and disk is not None and sequence > disk.open.from_seq:
@@ -226,7 +224,7 @@ class PoolCore:
                     target.damaged = f"batch {sequence} of the log fails its checksum in {found.segment.file.path}"
                 apply_record(target, record, position, sequence)
                 if record.kind == RESIZE and disk is not None and sequence > disk.size_seq:
-                    disk.size_bytes, disk.size_seq, resized = record.count, sequence, True
+                    disk.size_bytes, disk.size_seq, resized = record.amount, sequence, True
         return resized
 
     def _note_damage(self, replay: Replay) -> None:
@@ -245,14 +243,14 @@ class PoolCore:
 
     def stage_pages(self, layer: Layer, record: Record, data: Buffer) -> None:
         """Join a DATA record to the pending batch; records of more than 2 MiB are cut."""
-        count = record.count
+        count = record.amount
         if count <= MAX_RECORD_PAGES:
             self._pending.append((layer, Staged(record, (data,))))
         else:
             view = memoryview(data)
             for first in range(0, count, MAX_RECORD_PAGES):
                 crcs = record.crcs[first : first + MAX_RECORD_PAGES]
-                part = record._replace(page=record.page + first, count=len(crcs), crcs=crcs)
+                part = record._replace(page=record.page + first, amount=len(crcs), crcs=crcs)
                 self._pending.append((layer, Staged(part, (view[first * PAGE : (first + len(crcs)) * PAGE],))))
         self._pending_bytes += count * PAGE + 64
 
@@ -292,7 +290,7 @@ class PoolCore:
         """A page as it is staged for ``layer``, or ``None``. Under ``lock``."""
         for target, staged in reversed(self._pending):
             record = staged.record
-            if target is layer and record.page <= page < record.page + record.count:
+            if target is layer and record.page <= page < record.page + record.amount:
                 if record.kind == ZERO:
                     return ZERO_PAGE
                 if record.kind == DATA:
@@ -379,9 +377,9 @@ def apply_record(layer: Layer, record: Record, position: int, sequence: int) -> 
     if record.kind == DATA:
         layer.put(record.page, position, record.crcs)
     elif record.kind == ZERO:
-        layer.zero(record.page, record.count)
+        layer.zero(record.page, record.amount)
     elif record.kind == RESIZE:
-        first = -(-record.count // PAGE)
+        first = -(-record.amount // PAGE)
         layer.zero(first, END_PAGE - first)
 
 
@@ -389,5 +387,3 @@ def checked_range(offset: int, length: int, size: int) -> None:
     """Raises ``Invalid`` (``disk.range``) unless the range lies within ``size`` bytes."""
     if offset < 0 or length < 0 or offset + length > size:
         raise Invalid("disk.range", f"bytes {offset} to {offset + length} are not within the disk's {size}")
-
-

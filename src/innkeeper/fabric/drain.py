@@ -112,7 +112,8 @@ class Drainer:
         first = block * PAGES_PER_BLOCK
         run = values[dirty[0]]
         whole = len(dirty) == PAGES_PER_BLOCK and all(
-            values[first + index] >> POSITION_SHIFT == (run >> POSITION_SHIFT) + index for index in range(PAGES_PER_BLOCK)
+            values[first + index] >> POSITION_SHIFT == (run >> POSITION_SHIFT) + index
+            for index in range(PAGES_PER_BLOCK)
         )
         if whole and run:
             data = self._log.read(run >> POSITION_SHIFT, PAGES_PER_BLOCK)
@@ -138,9 +139,7 @@ class Drainer:
         if len(dirty) == PAGES_PER_BLOCK:
             return [ZERO_PAGE] * PAGES_PER_BLOCK
         table = leaf.pieces(within)
-        return [
-            self._reader.sub_page(entry, index) if entry else ZERO_PAGE for index, entry in enumerate(table)
-        ]
+        return [self._reader.sub_page(entry, index) if entry else ZERO_PAGE for index, entry in enumerate(table)]
 
     def _extent(self, data: bytes, crcs: list[int]) -> int:
         if data == ZERO_BLOCK:

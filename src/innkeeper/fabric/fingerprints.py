@@ -65,9 +65,7 @@ class Fingerprints:
         """The place recorded for a hash, unverified."""
         with self._lock:
             try:
-                for (place,) in self._db.execute(
-                    "SELECT place FROM fingerprints WHERE key=?", (digest[:KEY_BYTES],)
-                ):
+                for (place,) in self._db.execute("SELECT place FROM fingerprints WHERE key=?", (digest[:KEY_BYTES],)):
                     return int(place)
             except apsw.Error:
                 self._start_over()

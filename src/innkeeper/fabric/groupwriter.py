@@ -1,8 +1,8 @@
 """Appending items to groups. Only the drain and the sweep do it, one at a time, under the pool's maintenance lock.
 
 ``commit`` makes everything put since the last one durable and says which group rows meta must record; only after meta
-did may an entry be used. A writer that failed is abandoned: it starts a new group, and what it wrote without a commit is
-never looked at again.
+did may an entry be used. A writer that failed is abandoned: it starts a new group, and what it wrote without a commit
+is never looked at again.
 """
 
 from __future__ import annotations
@@ -77,6 +77,14 @@ class GroupWriter:
         self._next_number = next_number
         self._group_bytes = group_bytes
         self._file: File | None = None
+        self._number = 0
+        self._buffers: list[bytes] = []
+        self._offset = self._flushed = self._started = 0
+        self._slots = self._first_slot = 0
+        self._rows = bytearray()
+        self._aux = bytearray()
+        self._aux_base = 0
+        self._last_frame = NO_FRAME
         self._written: list[Written] = []
         self._created = False
         self.put_bytes = 0
@@ -148,7 +156,7 @@ class GroupWriter:
         file = self._files.open(group_path(self._directory, number, 0), create=True)
         self._created = True
         self._number = number
-        self._buffers: list[bytes] = [encode_header(self._pool_id, number, 0)]
+        self._buffers = [encode_header(self._pool_id, number, 0)]
         self._offset = PAGE
         self._flushed = self._started = 0
         self._slots = self._first_slot = 0
@@ -196,7 +204,8 @@ class GroupWriter:
             each.file.fdatasync()
 
     def commit(self, notes: list[Note]) -> list[Written]:
-        """Everything put so far is on the medium when this returns; the rows that meta must record. Raises ``OSError``."""
+        """Everything put so far is on the medium when this returns; the rows that meta must record. Raises
+        ``OSError``."""
         if self._file is not None and (self._rows or notes):
             self._frame(notes, OPEN)
         written, self._written = self._written, []
@@ -207,16 +216,12 @@ class GroupWriter:
             self._created = False
         return written
 
-    def seal(self) -> int | None:
-        """Put no more into the open group; returns its number. Call right after a commit."""
-        if self._file is None:
-            return None
-        self._file = None
-        return self._number
+    @property
+    def number(self) -> int | None:
+        """The group that items go to now, if one is open."""
+        return None if self._file is None else self._number
 
     def abandon(self) -> None:
         """Forget what was not committed; the next item begins a new group."""
         self._file = None
         self._written = []
-
-

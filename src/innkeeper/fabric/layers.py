@@ -1,12 +1,13 @@
 """Layers: the undrained writes of a disk, from one snapshot to the next.
 
 The open layer of a disk takes its writes; a snapshot seals it. A layer stands on another (``base``) or on a root, and a
-view is the chain from a layer down to the root. ``pages`` maps a page number to ``log position << 32 | CRC-32C``, 0 for a
-zeroed page; ``zeros`` holds long zeroed ranges, over which an entry of ``pages`` wins, being younger.
+view is the chain from a layer down to the root. ``pages`` maps a page number to ``log position << 32 | CRC-32C``, 0 for
+a zeroed page; ``zeros`` holds long zeroed ranges, over which an entry of ``pages`` wins, being younger.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from innkeeper.fabric.layout import EMPTY_ROOT, Root
@@ -28,7 +29,20 @@ class View(NamedTuple):
 class Layer:
     """Undrained writes of disk ``number`` with sequences in ``(from_seq, seal_seq]``."""
 
-    __slots__ = ("base", "damaged", "first_seq", "from_seq", "gone", "id", "number", "pages", "root", "seal_seq", "view", "zeros")
+    __slots__ = (
+        "base",
+        "damaged",
+        "first_seq",
+        "from_seq",
+        "gone",
+        "id",
+        "number",
+        "pages",
+        "root",
+        "seal_seq",
+        "view",
+        "zeros",
+    )
 
     def __init__(self, number: int, from_seq: int, base: Layer | None, root: Root = EMPTY_ROOT) -> None:
         self.id = 0
@@ -64,7 +78,7 @@ class Layer:
     def empty(self) -> bool:
         return not self.pages and not self.zeros
 
-    def put(self, page: int, position: int, crcs: tuple[int, ...] | list[int]) -> None:
+    def put(self, page: int, position: int, crcs: Sequence[int]) -> None:
         """Pages from ``page`` on are in the log from ``position`` on."""
         pages = self.pages
         if len(crcs) == 1:

@@ -43,15 +43,15 @@ _PAGE_MASK = (1 << _KIND_SHIFT) - 1
 class Record(NamedTuple):
     """One change of one disk.
 
-    ``page`` and ``count`` in pages of 4 KiB for DATA and ZERO; RESIZE has the new size in bytes in ``count``; SNAP has the
-    snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record.
+    ``page`` and ``amount`` in pages of 4 KiB for DATA and ZERO; RESIZE has the new size in bytes in ``amount``; SNAP has
+    the snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record.
     """
 
     disk: int
     epoch: int
     kind: int
     page: int
-    count: int
+    amount: int
     crcs: Sequence[int] = ()
     snapshot: UUID | None = None
 
@@ -86,7 +86,8 @@ class Batch:
 
 def seed_for(pool_id: UUID, generation: int) -> int:
     """Where CRCs of a segment's life begin."""
-    return crc32c(pool_id.bytes + generation.to_bytes(8, "little"))
+    seed: int = crc32c(pool_id.bytes + generation.to_bytes(8, "little"))
+    return seed
 
 
 def encode_segment_header(pool_id: UUID, header: SegmentHeader) -> bytes:
@@ -105,7 +106,8 @@ def encode_segment_header(pool_id: UUID, header: SegmentHeader) -> bytes:
 
 
 def decode_segment_header(page: bytes, pool_id: UUID, path: str) -> SegmentHeader | None:
-    """The header, or ``None`` where none was ever written whole. Raises ``Corrupt`` (``log.format``) for a foreign one."""
+    """The header, or ``None`` where none was ever written whole. Raises ``Corrupt`` (``log.format``) for a foreign
+    one."""
     if len(page) < _SEGMENT.size + _CRC.size or not page.startswith(SEGMENT_MAGIC):
         return None
     body = page[: _SEGMENT.size]
@@ -131,7 +133,7 @@ def encode_batch(
     crcs: list[int] = []
     ids = b""
     for record in records:
-        parts.append(_RECORD.pack(record.disk, record.epoch, record.kind << _KIND_SHIFT | record.page, record.count))
+        parts.append(_RECORD.pack(record.disk, record.epoch, record.kind << _KIND_SHIFT | record.page, record.amount))
         crcs += record.crcs
         if record.snapshot is not None:
             ids += record.snapshot.bytes

@@ -1,8 +1,8 @@
 """Maps: finding a block's entry, and editing a radix into a new one.
 
-A map page is a run of u64: 1,024 entries, and in a leaf 16 more for each split block (its *sub-table*, found by the slot
-field of the block's entry). A sub-table's entry is a hole, a piece, or an extent meaning "the page of that extent with my
-own index". Map pages are immutable: an edit writes the changed leaves and every node above them anew.
+A map page is a run of u64: 1,024 entries, and in a leaf 16 more for each split block (its *sub-table*, found by the
+slot field of the block's entry). A sub-table's entry is a hole, a piece, or an extent meaning "the page of that extent
+with my own index". Map pages are immutable: an edit writes the changed leaves and every node above them anew.
 """
 
 from __future__ import annotations

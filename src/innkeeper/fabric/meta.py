@@ -1,7 +1,7 @@
 """Meta: the small transactional store of heads, snapshots, layers, groups, attachments and holds.
 
-One SQLite database, every commit synced (``synchronous=FULL``), used by one thread at a time under its lock; callers are
-worker threads, never the event loop. The schema is in docs/fabric-format.md, "Meta".
+One SQLite database, every commit synced (``synchronous=FULL``), used by one thread at a time under its lock; callers
+are worker threads, never the event loop. The schema is in docs/fabric-format.md, "Meta".
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from innkeeper.system.files import FileSystem
 VERSION = 1
 _TABLES = (
     "CREATE TABLE pool (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID",
-    "CREATE TABLE storages (id TEXT PRIMARY KEY, compression TEXT NOT NULL, dedup INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE storages (id TEXT PRIMARY KEY, compression TEXT NOT NULL, dedup INTEGER NOT NULL)"
+    " STRICT, WITHOUT ROWID",
     "CREATE TABLE disks (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, size_seq INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL,"
     " layer INTEGER NOT NULL, from_seq INTEGER NOT NULL, epoch INTEGER NOT NULL, lost INTEGER NOT NULL,"
@@ -29,8 +30,8 @@ _TABLES = (
     "CREATE TABLE snapshots (id TEXT PRIMARY KEY, disk_id TEXT NOT NULL, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL, layer INTEGER NOT NULL,"
     " sequence INTEGER NOT NULL, created_at REAL NOT NULL) STRICT, WITHOUT ROWID",
-    "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL, root INTEGER NOT NULL,"
-    " levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
+    "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL,"
+    " root INTEGER NOT NULL, levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
     "CREATE TABLE groups (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL) STRICT",
     "CREATE TABLE attachments (id TEXT PRIMARY KEY, disk_id TEXT, snapshot_id TEXT, role TEXT NOT NULL, uid INTEGER,"
@@ -87,6 +88,49 @@ class LayerRow:
     levels: int
     from_seq: int
     seal_seq: int
+
+
+def _disk_row(row: tuple[Any, ...]) -> DiskRow:
+    return DiskRow(
+        id=row[0],
+        number=row[1],
+        storage_id=row[2],
+        size_bytes=row[3],
+        size_seq=row[4],
+        root=from_sql(row[5]),
+        levels=row[6],
+        layer=row[7],
+        from_seq=row[8],
+        epoch=row[9],
+        lost=row[10],
+        origin=row[11],
+    )
+
+
+def _snapshot_row(row: tuple[Any, ...]) -> SnapshotRow:
+    return SnapshotRow(
+        id=row[0],
+        disk_id=row[1],
+        storage_id=row[2],
+        size_bytes=row[3],
+        root=from_sql(row[4]),
+        levels=row[5],
+        layer=row[6],
+        sequence=row[7],
+        created_at=row[8],
+    )
+
+
+def _layer_row(row: tuple[Any, ...]) -> LayerRow:
+    return LayerRow(
+        id=row[0],
+        number=row[1],
+        base=row[2],
+        root=from_sql(row[3]),
+        levels=row[4],
+        from_seq=row[5],
+        seal_seq=row[6],
+    )
 
 
 class Meta:
@@ -156,16 +200,16 @@ class Meta:
 
     def disks(self) -> list[DiskRow]:
         return [
-            DiskRow(*row[:5], from_sql(row[5]), *row[6:])
+            _disk_row(row)
             for row in self.rows(
-                "SELECT id, number, storage_id, size_bytes, size_seq, root, levels, layer, from_seq, epoch, lost, origin"
-                " FROM disks ORDER BY number"
+                "SELECT id, number, storage_id, size_bytes, size_seq, root, levels, layer, from_seq, epoch, lost,"
+                " origin FROM disks ORDER BY number"
             )
         ]
 
     def snapshots(self) -> list[SnapshotRow]:
         return [
-            SnapshotRow(*row[:4], from_sql(row[4]), *row[5:])
+            _snapshot_row(row)
             for row in self.rows(
                 "SELECT id, disk_id, storage_id, size_bytes, root, levels, layer, sequence, created_at FROM snapshots"
                 " ORDER BY sequence, id"
@@ -174,7 +218,7 @@ class Meta:
 
     def layers(self) -> list[LayerRow]:
         return [
-            LayerRow(*row[:3], from_sql(row[3]), *row[4:])
+            _layer_row(row)
             for row in self.rows("SELECT id, number, base, root, levels, from_seq, seal_seq FROM layers ORDER BY id")
         ]
 
@@ -210,19 +254,36 @@ class Transaction:
         self.run(
             "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                row.id, row.number, row.storage_id, row.size_bytes, row.size_seq, to_sql(row.root), row.levels, row.layer,
-                row.from_seq, row.epoch, row.lost, row.origin,
+                row.id,
+                row.number,
+                row.storage_id,
+                row.size_bytes,
+                row.size_seq,
+                to_sql(row.root),
+                row.levels,
+                row.layer,
+                row.from_seq,
+                row.epoch,
+                row.lost,
+                row.origin,
             ),
-        )  # fmt: skip
+        )
 
     def put_snapshot(self, row: SnapshotRow) -> None:
         self.run(
             "INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?,?,?,?)",
             (
-                row.id, row.disk_id, row.storage_id, row.size_bytes, to_sql(row.root), row.levels, row.layer, row.sequence,
+                row.id,
+                row.disk_id,
+                row.storage_id,
+                row.size_bytes,
+                to_sql(row.root),
+                row.levels,
+                row.layer,
+                row.sequence,
                 row.created_at,
             ),
-        )  # fmt: skip
+        )
 
     def put_layer(self, row: LayerRow) -> None:
         self.run(
@@ -231,4 +292,6 @@ class Transaction:
         )
 
     def put_group(self, number: int, generation: int, state: str, size_bytes: int, last_frame: int) -> None:
-        self.run("INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?)", (number, generation, state, size_bytes, last_frame))
+        self.run(
+            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?)", (number, generation, state, size_bytes, last_frame)
+        )

@@ -124,7 +124,12 @@ class OpLog:
                 segment.dirty = False
                 self._free.append(segment)
             active = self._active
-            if active and PAGE < active.tail and active.last_sequence < oldest_needed and active.tail > active.size // 4:
+            if (
+                active
+                and active.tail > PAGE
+                and active.last_sequence < oldest_needed
+                and active.tail > active.size // 4
+            ):
                 active.closed = True
             return len(gone)
 
@@ -201,7 +206,8 @@ class OpLog:
     def append(self, staged: Sequence[Staged]) -> int:
         """Append all records; on return they are in the kernel and their positions set. Returns the sequence reached.
 
-        Raises ``NoSpace`` (``pool.full``) or ``Failed`` (``log.write``); then none of them counts, now or after a restart.
+        Raises ``NoSpace`` (``pool.full``) or ``Failed`` (``log.write``); then none of them counts, now or after a
+        restart.
         """
         with self.lock:
             if self.broken:
@@ -376,9 +382,7 @@ class OpLog:
 
     def read_nowait(self, position: int, pages: int) -> bytes | None:
         """``pages`` pages from ``position`` on when they are in memory, unchecked."""
-        return self.segments[position >> POSITION_SHIFT].file.pread_nowait(
-            pages * PAGE, (position & _PAGE_MASK) * PAGE
-        )
+        return self.segments[position >> POSITION_SHIFT].file.pread_nowait(pages * PAGE, (position & _PAGE_MASK) * PAGE)
 
     def read(self, position: int, pages: int) -> bytes:
         """``pages`` pages from ``position`` on, unchecked."""
@@ -408,7 +412,10 @@ def _cut(staged: Sequence[Staged], start: int, room_bytes: int) -> tuple[int, in
 def _write_problem(refused: OSError, directory: str) -> Problem:
     if refused.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
-            "pool.full", f"the log in {directory} cannot grow", cause=str(refused), remedy="free space on its file system"
+            "pool.full",
+            f"the log in {directory} cannot grow",
+            cause=str(refused),
+            remedy="free space on its file system",
         )
     return Failed(
         "log.write", f"the log in {directory} cannot be written", cause=str(refused), remedy="look at the disk's health"

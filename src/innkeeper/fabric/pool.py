@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from innkeeper.fabric.check import PoolCheck
 from innkeeper.fabric.core import Limits
-from innkeeper.fabric.upkeep import PoolUpkeep
 from innkeeper.model.problems import Failed
 from innkeeper.system.files import Io
 
 
-class Pool(PoolUpkeep):
+class Pool(PoolCheck):
     """An open pool. One process opens a pool at a time (its lock); ``close`` it when done.
 
     Which thread may call what:
 
     * event loop, never waits for the medium: ``volume``, ``submit``, ``log_room``, ``needs_sync``; of a volume
-      ``stage_write`` (pages wholly covered), ``stage_zero``, ``stage_trim``, ``read_nowait``, ``size_bytes``, ``close``;
+      ``stage_write`` (pages wholly covered), ``stage_zero``, ``stage_trim``, ``read_nowait``, ``size_bytes``,
+      ``close``;
     * worker threads: ``sync_blocking``, ``read_blocking``, ``allocation`` and every control operation;
     * ``on_room`` is called from whatever thread made room: use ``loop.call_soon_threadsafe`` in it.
 
     Push-back: stage nothing while ``log_room() <= 0``; go on at ``on_room``. Far beyond that ``stage_write`` raises
-    ``Unavailable`` (``log.full``). After a failed ``submit`` every request staged since the last one is answered with the
-    problem it raised.
+    ``Unavailable`` (``log.full``). After a failed ``submit`` every request staged since the last one is answered with
+    the problem it raised.
     """
 
     @classmethod

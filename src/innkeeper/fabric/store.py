@@ -34,7 +34,7 @@ OPEN = "open"
 LIVE = "live"
 
 
-class WouldBlock(Exception):  # noqa: N818 - a signal between two functions, never shown
+class WouldBlock(Exception):
     """What was asked for is not in memory and the caller said not to wait."""
 
 

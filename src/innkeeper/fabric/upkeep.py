@@ -1,7 +1,8 @@
 """Upkeep: draining layers and committing what was drained, and the background work that keeps the log short.
 
 One drain or sweep runs at a time, under ``maintenance``. Order of a commit: items and map pages are synced, then one
-meta transaction gives every head, snapshot and layer its new root, then readers see it, and only then is the log trimmed.
+meta transaction gives every head, snapshot and layer its new root, then readers see it, and only then is the log
+trimmed.
 """
 
 from __future__ import annotations
@@ -71,10 +72,19 @@ class PoolUpkeep(PoolControl):
             self.drain_problem = problem
             return RETRY_S
         self.drain_problem = None
+        if self.sweep_is_due():
+            self._sweep_step()
         if worked and self._log_is_long():
             return 0.0
         self._last_drain = self.io.clock.monotonic()
         return REST_S
+
+    def sweep_is_due(self) -> bool:
+        """Whether a sweep would be worth its work; the sweep knows."""
+        return False
+
+    def _sweep_step(self) -> None:
+        """One sweep; the sweep knows how."""
 
     # -- draining --------------------------------------------------------------------------------------------------
 
@@ -99,9 +109,7 @@ class PoolUpkeep(PoolControl):
         """Drain the layer that holds the oldest record of the log; False when there is none."""
         with self.catalog.admin:
             with self.lock:
-                waiting = [
-                    layer for layer in self.catalog.layers if layer.first_seq is not None and not layer.damaged
-                ]
+                waiting = [layer for layer in self.catalog.layers if layer.first_seq is not None and not layer.damaged]
                 if not waiting:
                     return False
                 layer = min(waiting, key=lambda each: each.first_seq or 0)

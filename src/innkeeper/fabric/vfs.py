@@ -1,4 +1,4 @@
-"""SQLite's file access through the injectable layer, so that meta's writes are recorded, failed and lost like all others.
+"""SQLite's file access through the injectable layer: meta's writes are recorded, failed and lost like all others.
 
 The databases are used by one process under the pool's lock, in exclusive mode with a write-ahead log: SQLite then needs
 neither shared memory nor file locks.
@@ -39,11 +39,11 @@ class FabricVfs(apsw.VFS):
             if syncdir:
                 self.files.sync_dir(filename.rpartition("/")[0])
         except FileNotFoundError as absent:
-            raise apsw.IOErrorError(str(absent)) from absent
+            raise apsw.IOError(str(absent)) from absent
         except OSError as refused:
             raise _refused(refused) from refused
 
-    def xOpen(self, name: Any, flags: list[int]) -> VfsFile:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802
         path = name if isinstance(name, str) else name.filename()
         try:
             file = VfsFile(self.files, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
@@ -68,7 +68,7 @@ class FabricVfs(apsw.VFS):
         return 0, ""
 
 
-class VfsFile:
+class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
     """An open database or write-ahead log."""
 
     def __init__(self, files: FileSystem, path: str, create: bool) -> None:

@@ -144,8 +144,8 @@ class Volume:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
-        """The bytes when all are in memory, else ``None``: then call ``read_blocking`` in a thread, which also tells why
-        what is damaged cannot be read."""
+        """The bytes when all are in memory, else ``None``: then ``read_blocking`` in a thread gives them or says why
+        not."""
         self._usable(offset, length)
         view = self._layer().view
         try:

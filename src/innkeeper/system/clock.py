@@ -77,7 +77,8 @@ class SeededRandomness:
 class Background:
     """A named background activity: ``step`` is called until it is stopped.
 
-    ``step`` does one unit of work and returns the seconds it may rest before the next one; ``kick`` cuts the rest short.
+    ``step`` does one unit of work and returns the seconds it may rest before the next one; ``kick`` cuts the rest
+    short.
     """
 
     def __init__(self, name: str, step: Callable[[], float]) -> None:
