@@ -54,7 +54,7 @@ PROCESS_OF_AN_INN = """
 def test_it(tmp_path):
     (tmp_path / "inn.json").write_text('{"format": 1, "id": "zz9z", "uuid": ""}')
     # detached, so that it is no child any more
-    subprocess.run(["sh", "-c", f"exec 1>&- 2>&-; (exec -a {tmp_path}/daemon sleep 4) &"], executable="/bin/bash")
+    subprocess.run(["sh", "-c", f"exec 1>&- 2>&-; (exec -a {tmp_path}/daemon sleep 4) & sleep 0.5"], executable="/bin/bash")
 """
 SKIPPED = """
 @pytest.mark.skip(reason="not today")
