@@ -19,7 +19,7 @@ setup:
 ##   make run      setup, then the main job on real guests, narrated; leaves the inn running
 ##                 (STATE=dir: an inn of its own in that directory)
 run: setup
-	@.venv/bin/python scripts/tour.py $(state_option)
+	@.venv/bin/inn $(state_option) tour
 
 ##   make stop     end that inn and leave nothing behind (STATE=dir: the inn in that directory)
 stop:
