@@ -84,7 +84,7 @@ class Host:
             self._rooms.paths.state,
             accelerator=self._power.accelerator,
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
-            foreign_drops=tuple(await self._switches.foreign_drops()),
+            foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),
         )
         return doctor.examine(gathered)
 

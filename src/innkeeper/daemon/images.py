@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.compute.images import catalogue, importer
+from innkeeper.daemon.copying import fill_disk
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
@@ -19,9 +20,6 @@ from innkeeper.model.problems import Conflict, NotFound
 from innkeeper.model.resources import Disk, Image, Task, Vm, new_id
 from innkeeper.model.sizes import format_size
 from innkeeper.tasks.engine import Run, Step, TaskKind
-
-IMPORT_UID = 65534
-"""Debian's nobody: the converter reads its one file and writes its one export, nothing else."""
 
 
 class Images:
@@ -160,7 +158,7 @@ class Images:
             self._rooms.change(old, None, name=run.parameters["name"])
 
     async def _copy(self, run: Run) -> None:
-        fabric, disk_id = self._rooms.fabric, run.parameters["disk_id"]
+        disk_id = run.parameters["disk_id"]
         await self._disks.unmake(disk_id)
         disk = Disk(
             id=disk_id,
@@ -170,21 +168,11 @@ class Images:
             role="image",
         )
         await self._disks.make(disk)
-        attachment_id = new_id()
-        opened = await fabric.attach(attachment_id, disk_id=disk_id, role="writer", uid=IMPORT_UID)
-        try:
-            await importer.convert_to_nbd(
-                Path(run.context["path"]),
-                run.context["format"],
-                socket=self._rooms.paths.nbd_socket,
-                export=opened["export"],
-                uid=IMPORT_UID,
-                scratch=self._rooms.paths.cache,
-                progress=lambda fraction: run.progress(fraction, "copying"),
-            )
-        finally:
-            await fabric.detach(attachment_id)
-        await fabric.snapshot_create({run.parameters["snapshot_id"]: disk_id})
+        source, image_format = Path(run.context["path"]), run.context["format"]
+        await fill_disk(
+            self._rooms, disk_id, source, image_format, lambda fraction: run.progress(fraction, "copying")
+        )
+        await self._rooms.fabric.snapshot_create({run.parameters["snapshot_id"]: disk_id})
 
     async def _uncopy(self, run: Run) -> None:
         await self._rooms.fabric.snapshot_rm(run.parameters["snapshot_id"])

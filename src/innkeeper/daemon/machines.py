@@ -60,7 +60,7 @@ class Machines:
             nics=self._nic_inputs(nics, layout),
             ovmf_code=uefi,
             iso=iso,
-            seed=self._write_seed(pinned, nics),
+            seed=self._write_seed(pinned),
             ports=layout.disks if layout else None,
             restoring=layout is not None,
         )
@@ -86,13 +86,14 @@ class Machines:
             for nic in nics
         ]
 
-    def _write_seed(self, vm: Vm, nics: Sequence[Nic]) -> Path | None:
+    def _write_seed(self, vm: Vm) -> Path | None:
         """The NoCloud ISO, made anew at every start from what the vm's document says; None without cloud-init."""
-        if vm.spec.cloud_init is None:
+        inputs = seed.seed_inputs(vm)
+        if inputs is None:
             return None
         path = self.place(vm).state_dir / "seed.iso"
         path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        path.write_bytes(seed.seed_iso(vm.id, vm.name, vm.spec.cloud_init, [nic.mac for nic in nics]))
+        path.write_bytes(seed.seed_image(inputs))
         path.chmod(0o600)
         return path
 

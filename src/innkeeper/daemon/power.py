@@ -1,7 +1,7 @@
 """Guests that run: started, ended, paused, saved, adopted. The only place that holds ``Guest`` objects.
 
-A vm's document follows its guest: whatever happens to the process is written there, and what the guest stood on is given
-back once it has ended, however it ended.
+A vm's document follows its guest: whatever happens to the process is written there, and what the guest stood on is
+given back once it has ended, however it ended.
 """
 
 from __future__ import annotations
@@ -308,7 +308,9 @@ class Power:
 
     async def adopt_all(self) -> None:
         """Take over the guests that run, and clear up after those that ended while nobody watched."""
-        self.accelerator = await accelerator.choose(self._rooms.paths.cache)
+        found = await asyncio.to_thread(accelerator.probe, self._rooms.paths.cache / "accelerator.json")
+        self.accelerator = found.accelerator
+        log.info("guests run on %s: %s", found.accelerator, found.reason)
         for vm in self._rooms.store.ls(Vm):
             if vm.status.pid is not None and vm.status.process_start is not None:
                 await self._adopt(vm, ProcessIdentity(vm.status.pid, vm.status.process_start))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 
 from innkeeper.daemon.allocate import free_number
 from innkeeper.daemon.ports import port_policies, switch_policy
@@ -16,6 +18,7 @@ from innkeeper.network import addresses, foreign
 from innkeeper.network.plan import Standing
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.switch import SwitchRunner
+from innkeeper.system import process
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +60,19 @@ class Switches:
         """The daemon ends; bridges, taps, rules and DHCP stay."""
         await self._runner.close()
 
-    async def foreign_drops(self) -> list[str]:
-        """Sentences on other policies of this host that drop the guests' traffic."""
-        bridges = [self._rooms.paths.bridge(switch.number) for switch in self._rooms.store.ls(Switch)]
-        return await foreign.drops(self._rooms.paths.inn_id, bridges)
+    async def foreign_findings(self) -> list[foreign.Finding]:
+        """What other policies of this host do to the guests' traffic."""
+        switches = [switch for switch in self._rooms.store.ls(Switch) if switch.switch_kind != SwitchKind.PRIVATE]
+        if not switches:
+            return []
+        listed = await process.run_async(["nft", "-j", "list", "ruleset"])
+        through_ip = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+        return foreign.findings(
+            json.loads(listed.stdout)["nftables"],
+            [self._rooms.paths.bridge(switch.number) for switch in switches],
+            nat=any(switch.switch_kind == SwitchKind.NAT for switch in switches),
+            bridge_netfilter=through_ip.exists() and through_ip.read_text().strip() == "1",
+        )
 
     # --- compiling ---
 

@@ -246,7 +246,7 @@ def _foreign(facts: HostFacts) -> list[Check]:
             state="warning",
             detail=finding,
             cause="it is not Innkeeper's, so it is left alone",
-            remedy="let it accept what comes from and goes to the inn's bridges (inbr-*)",
+            remedy=remedy,
         )
-        for finding in facts.foreign_drops
+        for finding, remedy in facts.foreign_drops
     ]

@@ -45,7 +45,8 @@ class HostFacts:
     accelerator: str | None = None
     wanted_ports: tuple[tuple[str, int], ...] = ()
     listeners: tuple[Listener, ...] = ()
-    foreign_drops: tuple[str, ...] = ()
+    foreign_drops: tuple[tuple[str, str], ...] = ()
+    """What other firewall policies do to the guests' traffic: (finding, remedy)."""
 
 
 def gather(
@@ -53,7 +54,7 @@ def gather(
     *,
     accelerator: str | None = None,
     wanted_ports: tuple[tuple[str, int], ...] = (),
-    foreign_drops: tuple[str, ...] = (),
+    foreign_drops: tuple[tuple[str, str], ...] = (),
 ) -> HostFacts:
     """Look at this host. ``wanted_ports`` are (protocol, port) pairs that switches forward from."""
     space = shutil.disk_usage(_existing(state))
