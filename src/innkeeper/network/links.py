@@ -21,6 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.system import process
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
@@ -105,6 +106,8 @@ class Links:
                     br_forward_delay=0,
                     br_mcast_snooping=0,
                 )
+            # LLDP and the like would teach the bridge macs without passing any rule; pyroute2 does not know the option.
+            process.run(["ip", "link", "set", "dev", name, "type", "bridge", "no_linklocal_learn", "1"])
             done.append(f"make bridge {name}")
             present = self._present(name)
             _quiet_ipv6(name, speaks=switch.gateway is not None)
