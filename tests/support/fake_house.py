@@ -49,7 +49,9 @@ class Shelf(Generic[R]):
 
     def add(self, resource: R) -> R:
         if any(one.name == resource.name for one in self.all.values()):
-            raise Conflict(f"{self.kind.kind}.name_taken", f"there is a {self.kind.kind} named {resource.name!r} already")
+            raise Conflict(
+                f"{self.kind.kind}.name_taken", f"there is a {self.kind.kind} named {resource.name!r} already"
+            )
         self.all[resource.id] = resource
         self.house.note("created", resource)
         return resource
@@ -194,7 +196,9 @@ class Vms(Service[Vm]):
         if not vm.status.agent:
             raise Failed("agent.absent", f"the agent of {vm.name} does not answer", remedy="wait until it has booted")
         output = " ".join(request.argv).encode() + b"\n" + (request.stdin or b"")
-        return views.ExecResult(exit_code=3 if request.argv[0] == "false" else 0, stdout=output, stderr=b"\xff\n")
+        return views.ExecResult(
+            exit_code=3 if request.argv[0] == "false" else 0, stdout=output, stderr=b"\xff\n" if request.stdin else b""
+        )
 
 
 class Checkpoints(Service[Checkpoint]):

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
-from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +19,6 @@ from innkeeper.model.views import Plan
 
 T = TypeVar("T")
 
-_LINES = Box("    \n    \n    \n    \n    \n    \n    \n    \n")
 _HIDDEN = frozenset({"revision", "attachments", "generation_id", "process_start"})
 _STATE_STYLES: Mapping[str, str] = {
     "running": "green",
@@ -84,7 +82,7 @@ def text(value: object) -> str:
 
 def table(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:
     """Print ``rows``; headings in capitals, no lines, so that it can be read by eye and cut by awk."""
-    drawn = Table(box=_LINES, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    drawn = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         drawn.add_column(column.heading.upper(), justify="right" if column.right else "left", no_wrap=True)
     for row in rows:

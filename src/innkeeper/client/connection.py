@@ -114,7 +114,9 @@ class Connection:
             raise Unavailable("daemon.lost", "the daemon ended", cause=str(lost), remedy="run 'inn up'") from lost
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> str | list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
     return "true" if value is True else str(value)
 
 

@@ -1,0 +1,250 @@
+"""Every noun and verb through the real parser, client and API, on an in-memory house."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_api import RunningApi
+
+from innkeeper.cli.main import run
+from innkeeper.model.problems import NoSpace
+
+
+class Shell:
+    """Runs command lines in this process and keeps what they printed."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self.out = self.err = ""
+
+    def __call__(self, line: str, *, code: int = 0) -> str:
+        self._capture.readouterr()
+        ended = run(line.split())
+        self.out, self.err = self._capture.readouterr()
+        assert ended == code, f"{line}: {ended}\n{self.out}{self.err}"
+        return self.out
+
+    def json(self, line: str) -> Any:
+        return json.loads(self(f"{line} -o json"))
+
+
+@pytest.fixture
+def inn(served: RunningApi, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+@pytest.fixture
+def web(inn: Shell) -> Shell:
+    inn("image build debian/12")
+    inn("switch create lan")
+    inn("vm create web --image debian/12 --switch lan --memory 512M --cpus 1 --disk 4G --wait ready")
+    return inn
+
+
+def test_the_examples_of_the_readme(web: Shell, tmp_path: Path) -> None:
+    assert "web is ready" in web.err
+    assert web("vm exec web -- echo hi") == "echo hi\n"
+    web("checkpoint create web before-upgrade")
+    web("checkpoint apply web before-upgrade")
+    web("disk create d --size 1G")
+    web("disk snapshot d monday")
+    web("disk clone d e --snapshot monday")
+    assert web("disk diff d monday") == "65536\t131072\tdata\n"
+    web("disk attach d web")
+    web("disk detach d")
+    web(f"repository create main --path {tmp_path}")
+    web("backup create web --repository main")
+    assert "web@0" in web.out
+    web("vm rm web --with-disks --force")
+    web("backup restore web --as web2")
+    assert "web2 restored from web@0" in web.err
+    web("vm start web2")
+    assert [vm["name"] for vm in web.json("vm ls")] == ["web2"]
+
+
+def test_tables_can_be_cut_by_awk(web: Shell) -> None:
+    header, row = web("vm ls").splitlines()
+    assert header.split()[:3] == ["NAME", "STATE", "AGENT"]
+    assert row.split()[:5] == ["web", "running", "yes", "1", "512.0"]
+    assert web("vm list -q") == "web\n"
+
+
+def test_details_show_what_matters(web: Shell) -> None:
+    shown = web("vm show web")
+    assert "memory" in shown and "512.0 MiB" in shown
+    nic = web("nic show web-0")
+    assert "dropped_packets.arp" in nic
+
+
+def test_data_goes_to_stdout_and_messages_to_stderr(inn: Shell) -> None:
+    assert inn("switch create lan") == ""
+    assert inn.err == "switch lan made\n"
+    assert inn("switch create other -q").strip() == inn.json("switch show other")["id"]
+
+
+def test_a_dry_run_prints_a_plan(web: Shell) -> None:
+    assert "would create b" in web("vm create b --image debian/12 --dry-run")
+    assert "nothing has been done" in web.out
+    assert "+new" in web("switch set lan --no-dhcp --dry-run")
+    for line in (
+        "vm clone web x --dry-run",
+        "checkpoint create web now --dry-run",
+        "image build probe --dry-run",
+        "disk create d --size 1G --dry-run",
+        "storage create fast --dry-run",
+        "switch create x --dry-run",
+        "switch rm lan --dry-run",
+        "nic create web --switch lan --dry-run",
+        "nic set web-0 --no-guard arp --dry-run",
+        "nic rm web-0 --dry-run",
+        "repository create r --path /tmp/r --dry-run",
+    ):
+        assert "dry run" in web(line)
+    assert len(web.json("vm ls")) == 1
+
+
+def test_each_life_cycle_verb_reaches_its_state(web: Shell) -> None:
+    for verb, state in (
+        ("pause", "paused"),
+        ("resume", "running"),
+        ("reset", "running"),
+        ("save", "saved"),
+        ("start", "running"),
+        ("shutdown", "stopped"),
+        ("start", "running"),
+        ("poweroff", "stopped"),
+    ):
+        web(f"vm {verb} web")
+        assert web.json("vm show web")["status"]["state"] == state
+    web("vm rename web www")
+    web("vm clone www copy")
+    web("vm delete www copy --force")
+    assert web.json("vm list") == []
+
+
+def test_guards_are_switched_one_by_one(web: Shell) -> None:
+    web("nic set web-0 --no-guard arp --no-guard mac")
+    assert "off: mac, arp" in web("nic ls")
+    web("nic set web-0 --guard all")
+    assert web.json("nic show web-0")["guards"] == dict.fromkeys(("mac", "ip", "arp", "dhcp", "router"), True)
+    web("nic set web-0", code=2)
+
+
+def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
+    web("vm set web --cpus 2 --memory 1G --label team=a --protect")
+    assert web.json("vm show web")["spec"]["cpus"] == 2
+    assert web("vm ls --label team=b -q") == ""
+    web("checkpoint create web now --kind standard")
+    assert "standard" in web("checkpoint ls web")
+    web("checkpoint show web now")
+    web("checkpoint rm web now")
+    web("storage create fast --no-dedup")
+    assert "fast" in web("storage ls")
+    web("storage rm fast")
+    web("disk create d --size 1G")
+    web("disk resize d 2G")
+    web("disk resize d 1G", code=1)
+    web("disk resize d 1G --shrink")
+    web("disk set d --name e --label a=b")
+    web("disk rm e")
+    web("switch set lan --forward 8080=web:80 --forward udp:127.0.0.1:53=web:53")
+    web("switch show lan")
+    web("switch set lan --forward nonsense", code=2)
+    (tmp_path / "x.iso").touch()
+    web(f"image import tools {tmp_path}/x.iso --iso")
+    web("vm set web --iso tools")
+    assert web.json("vm show web")["spec"]["iso_image_id"]
+    web("vm set web --no-iso")
+    assert web.json("vm show web")["spec"]["iso_image_id"] is None
+    web("image rm tools")
+    web(f"repository create main --path {tmp_path}")
+    assert "extents: 12" in web("repository verify main")
+    assert "remove" in web("repository prune main --keep-last 3 --dry-run")
+    web("repository prune main --keep-days 3")
+    web("repository prune main", code=2)
+    web("backup create web --repository main")
+    web("backup show web")
+    web("backup verify web@0")
+    web("backup rm web@0")
+    assert "vm.create" in web("task ls")
+    assert web("host show -o json")
+    assert "kvm" in web("doctor")
+
+
+def test_a_problem_is_told_with_code_cause_and_remedy(inn: Shell, served: RunningApi) -> None:
+    served.house.failing["vm.create"] = NoSpace(
+        "pool.full", "the pool is full", cause="0 bytes free", remedy="add space"
+    )
+    inn("vm create web", code=1)
+    assert inn.out == ""
+    assert inn.err.splitlines()[-3:] == [
+        "error: the pool is full [pool.full]",
+        "  cause: 0 bytes free",
+        "  remedy: add space",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vm create",
+        "vm create 1web",
+        "vm create web --memory lots",
+        "vm create web --disk 1.0001K",
+        "vm create web --cpus 0",
+        "vm create web --secure-boot",
+        "vm create web --address 10.0.0.1",
+        "vm create web --no-start --wait ready",
+        "vm frobnicate",
+        "disk create d",
+        "switch create lan --subnet 10.0.0.1/24",
+        "vm set web",
+        "vm ls -o xml",
+    ],
+)
+def test_wrong_usage_ends_with_2(inn: Shell, line: str) -> None:
+    inn(line, code=2)
+    assert inn.out == ""
+    assert inn.err
+
+
+def test_what_does_not_exist_ends_with_1(inn: Shell) -> None:
+    inn("vm show nobody", code=1)
+    assert "[vm.not_found]" in inn.err
+    inn("vm create web --image nothing", code=1)
+    assert "[image.not_found]" in inn.err
+
+
+def test_exec_ends_with_the_commands_own_code(web: Shell) -> None:
+    web("vm exec web -- false --option", code=3)
+    assert web.out == "false --option\n"
+
+
+def test_a_task_can_be_left_and_taken_up_again(inn: Shell, served: RunningApi) -> None:
+    gate = served.house.held["vm.create"] = asyncio.Event()
+    task = inn.json("vm create web --wait none")
+    assert "running" in inn("task ls --running")
+    served.loop.call_soon_threadsafe(gate.set)
+    inn(f"task wait {task['name']}")
+    assert "succeeded" in inn.err
+    inn(f"task cancel {task['name']}")
+
+
+def test_progress_off_a_terminal_is_plain_lines(inn: Shell) -> None:
+    inn("vm create web")
+    assert "vm.create web: prepare" in inn.err
+    assert "\x1b" not in inn.err + inn.out
+
+
+def test_interrupting_a_wait_leaves_the_task(inn: Shell, served: RunningApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("innkeeper.client.inn.InnClient.wait", interrupted)
+    inn("vm create web", code=1)
+    assert "inn task wait vm.create-" in inn.err
+    assert "inn task cancel vm.create-" in inn.err
