@@ -1,4 +1,4 @@
-"""The checks of tests/conftest.py, tried on tests that leak and skip."""
+"""The checks that hold for every test, tried on tests that leak and skip."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 
+CONFTEST = """
+from leaks import IN_CI, nothing_leaked, nothing_leaked_by_wider_fixtures
+from skips import SkipsInCI
+def pytest_configure(config):
+    if IN_CI:
+        config.pluginmanager.register(SkipsInCI())
+"""
 CLEAN = """
 def test_it(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
@@ -54,7 +61,8 @@ PROCESS_OF_AN_INN = """
 def test_it(tmp_path):
     (tmp_path / "inn.json").write_text('{"format": 1, "id": "zz9z", "uuid": ""}')
     # detached, so that it is no child any more
-    subprocess.run(["sh", "-c", f"exec 1>&- 2>&-; (exec -a {tmp_path}/daemon sleep 4) & sleep 0.5"], executable="/bin/bash")
+    script = f"exec 1>&- 2>&-; (exec -a {tmp_path}/daemon sleep 4) & sleep 0.5"
+    subprocess.run(["bash", "-c", script])
 """
 SKIPPED = """
 @pytest.mark.skip(reason="not today")
@@ -66,14 +74,16 @@ def test_other():
 
 
 def _pytest(directory: Path, body: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    conftest = (TESTS / "conftest.py").read_text()
-    assert "\nGRACE_S = 3.0\n" in conftest
-    (directory / "conftest.py").write_text(conftest.replace("\nGRACE_S = 3.0\n", "\nGRACE_S = 0.3\n"))
+    for module in ("leaks.py", "skips.py"):
+        text = (TESTS / "support" / module).read_text()
+        (directory / module).write_text(text.replace("\nGRACE_S = 3.0\n", "\nGRACE_S = 0.3\n"))
+    (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(f"import asyncio, socket, subprocess, pytest\n{body}")
-    (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n    root: .\n    guest: .\n")
+    (directory / "pytest.ini").write_text("[pytest]\npythonpath = .\nmarkers =\n    root: .\n    guest: .\n")
+    clean = {name: value for name, value in os.environ.items() if name != "CI"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", directory],
-        env={**{name: value for name, value in os.environ.items() if name != "CI"}, **environment},
+        env={**clean, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
         cwd=directory,
         capture_output=True,
         text=True,
@@ -108,5 +118,5 @@ def test_a_skip_fails_in_ci_only(tmp_path: Path) -> None:
     in_ci = _pytest(tmp_path, SKIPPED, CI="true")
     assert in_ci.returncode == 1
     assert "not today" in in_ci.stdout
-    (tmp_path / "allowed-skips.txt").write_text("# a reason\nnot today\n")
+    (tmp_path.parent / "allowed-skips.txt").write_text("# a reason\nnot today\n")
     assert _pytest(tmp_path, SKIPPED, CI="true").returncode == 0
