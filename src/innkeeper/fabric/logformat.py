@@ -43,8 +43,8 @@ _PAGE_MASK = (1 << _KIND_SHIFT) - 1
 class Record(NamedTuple):
     """One change of one disk.
 
-    ``page`` and ``amount`` in pages of 4 KiB for DATA and ZERO; RESIZE has the new size in bytes in ``amount``; SNAP has
-    the snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record.
+    ``page`` and ``amount`` in pages of 4 KiB for DATA and ZERO; RESIZE has the new size in bytes in ``amount``; SNAP
+    has the snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record.
     """
 
     disk: int
