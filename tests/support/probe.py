@@ -1,8 +1,8 @@
 """The probe guest's disk for tests: built once, kept by its content's key.
 
 ``INNKEEPER_TEST_CACHE`` names the directory (default: one per user under the temporary directory). A test never boots
-the cached file itself: ``copy_probe`` makes a sparse copy. A folder whose tests want the fixture says in its conftest.py
-``from probe import probe_image as probe_image``.
+the cached file itself: ``copy_probe`` makes a sparse copy. A folder whose tests want the fixture says in its
+``conftest.py``: ``from probe import probe_image as probe_image``.
 """
 
 from __future__ import annotations
