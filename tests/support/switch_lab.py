@@ -7,7 +7,9 @@ import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Coroutine, Iterator
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any, TypeVar
 
 import frames
 
+from innkeeper.network.links import open_tap
+from innkeeper.network.namespace import NetworkThread
 from innkeeper.network.plan import Standing
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.switch import SwitchRunner
@@ -107,8 +111,16 @@ class Lab:
 
     def plug(self, port: PortPolicy) -> Guest:
         self.do(self.runner.add_port(self.switch.bridge, port))
+        return self.open(port)
+
+    def open(self, port: PortPolicy) -> Guest:
+        """Open the tap of a port that stands, and wait until the bridge has noticed; ``close`` closes it."""
         guest = Guest(port, self.do(self.runner.open_tap(port.tap)))
         self.guests[port.tap] = guest
+        deadline = time.monotonic() + PATIENCE_S
+        while "state forwarding" not in run_in(self.namespace, "bridge", "link", "show", "dev", port.tap):
+            assert time.monotonic() < deadline, f"{port.tap} does not forward"
+            time.sleep(0.01)
         return guest
 
     def set_port(self, guest: Guest, port: PortPolicy) -> None:
@@ -162,3 +174,66 @@ def new_lab(switch: SwitchPolicy) -> Iterator[Lab]:
             yield lab
         finally:
             lab.close()
+
+
+def in_namespace(namespace: str, function: Callable[[], T]) -> T:
+    """Call ``function`` in a thread that is in the namespace; sockets that it makes stay there."""
+
+    async def call() -> T:
+        thread = NetworkThread(namespace)
+        try:
+            return await thread.call(function)
+        finally:
+            await thread.close()
+
+    return asyncio.run(call())
+
+
+class Machine:
+    """A guest with a network stack: a namespace whose ``eth0`` is wired to a port's tap by a thread."""
+
+    def __init__(self, namespace: str, guest: Guest) -> None:
+        self.namespace = namespace
+        self.guest = guest
+        self._card = in_namespace(namespace, self._make_card)
+        run_in(namespace, "ip", "link", "set", "eth0", "address", guest.mac, "up")
+        self._stop_reader, self._stop_writer = os.pipe()
+        self._pump = threading.Thread(target=self._carry, name=f"wire of {namespace}")
+        self._pump.start()
+
+    @staticmethod
+    def _make_card() -> int:
+        descriptor = open_tap("intp-eth0")
+        run = subprocess.run(["ip", "link", "set", "intp-eth0", "name", "eth0"], check=False)
+        assert run.returncode == 0
+        return descriptor
+
+    def give_address(self, gateway: str) -> None:
+        """The port's own address, and the way out."""
+        run_in(self.namespace, "ip", "addr", "add", f"{self.guest.ip}/24", "dev", "eth0")
+        run_in(self.namespace, "ip", "route", "add", "default", "via", gateway)
+
+    def _carry(self) -> None:
+        ends = {self._card: self.guest.descriptor, self.guest.descriptor: self._card}
+        while True:
+            ready, _, _ = select.select([*ends, self._stop_reader], [], [])
+            if self._stop_reader in ready:
+                return
+            for descriptor in ready:
+                os.write(ends[descriptor], os.read(descriptor, 65536 + len(VIRTIO_HEADER)))
+
+    def close(self) -> None:
+        os.close(self._stop_writer)
+        self._pump.join()
+        os.close(self._stop_reader)
+        os.close(self._card)
+
+
+@contextmanager
+def new_machine(name: str, guest: Guest) -> Iterator[Machine]:
+    with new_namespace(name) as namespace:
+        machine = Machine(namespace, guest)
+        try:
+            yield machine
+        finally:
+            machine.close()

@@ -71,7 +71,7 @@ class Kernel:
         devices = self._devices()
         for name, device in devices.items():
             if name not in self.standing and name not in self._bridge_of and device.kind in ("bridge", "tun"):
-                self._links.remove(name)
+                self._links.remove(name, device.kind)
                 report.done.append(f"remove {name}, which belongs to nothing")
         for folder in self._folders():
             if folder.name not in self.standing and Server(folder).remove():
@@ -91,7 +91,7 @@ class Kernel:
             self.directory.rmdir()
         devices = self._devices()
         for name in sorted(devices, key=lambda name: devices[name].kind == "bridge"):
-            self._links.remove(name)
+            self._links.remove(name, "bridge" if name.startswith(BRIDGE_PREFIX) else "tun")
         self._nft.apply(remove(self.schema))
         self.standing, self._bridge_of, self._elements = {}, {}, frozenset()
 
@@ -179,7 +179,7 @@ class Kernel:
         done = []
         old_ports, new_ports = old.ports if old else {}, new.ports if new else {}
         for tap in sorted(old_ports.keys() - new_ports.keys()):
-            if self._links.remove(tap):
+            if self._links.remove(tap, "tun"):
                 done.append(f"remove tap {tap}")
             self._bridge_of.pop(tap, None)
         if old is not None and new is None:
@@ -187,7 +187,7 @@ class Kernel:
             if self._server(bridge).remove():
                 done.append(f"stop DHCP and DNS of switch {old.switch.name}")
             del self._servers[bridge]
-            if self._links.remove(bridge):
+            if self._links.remove(bridge, "bridge"):
                 done.append(f"remove bridge {bridge}")
         self._set_elements(_compiled(old), _compiled(new))
         if new is None:
@@ -205,7 +205,7 @@ class Kernel:
         assert changing is not None
         tap, done = changing.tap, []
         if new is None:
-            self._links.remove(tap)
+            self._links.remove(tap, "tun")
             done.append(f"remove tap {tap}")
         before = port_elements(switch, old) if old else frozenset()
         after = port_elements(switch, new) if new else frozenset()
@@ -219,7 +219,7 @@ class Kernel:
                 done += self._ensure_tap(switch, new)
             except Problem:
                 if old is None:
-                    self._links.remove(tap)
+                    self._links.remove(tap, "tun")
                 self._set_elements(after, before)
                 raise
             self._bridge_of[tap] = switch.bridge

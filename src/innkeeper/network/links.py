@@ -155,10 +155,13 @@ class Links:
             if message["type"] == 1 and message["dst_len"] > 0 and names.get(message.get("oif")) != "lo"
         ]
 
-    def remove(self, name: str) -> bool:
-        """Remove the link ``name``; False when there was none."""
+    def remove(self, name: str, kind: str) -> bool:
+        """Remove the link ``name`` of that kind; False when there was none. One of another kind is not the inn's."""
+        present = self.device(name)
+        if present is None or present.kind != kind:
+            return False
         try:
-            self._netlink.link("del", ifname=name)
+            self._netlink.link("del", index=present.index)
         except NetlinkError as refused:
             if refused.code == errno.ENODEV:
                 return False
