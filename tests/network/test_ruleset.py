@@ -1,0 +1,240 @@
+"""The compiler of rules: golden text, and that every way to the same policies leads to the same rules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from innkeeper.network.nat import switch_elements
+from innkeeper.network.policy import Forward, GuardPolicy, PortPolicy, SwitchPolicy
+from innkeeper.network.ruleset import COUNTED, Element, port_elements
+from innkeeper.network.transaction import (
+    Schema,
+    change,
+    compile_elements,
+    listing,
+    read_counters,
+    read_elements,
+    remove,
+    schema_stands,
+)
+from innkeeper.network.transaction import replace as replace_all
+
+GOLDEN = Path(__file__).parent / "golden" / "inn.nft"
+SCHEMA = Schema("k3f9")
+LAN = SwitchPolicy(
+    "lan",
+    "inbr-k3f91",
+    subnet="10.77.0.0/24",
+    forwards=(Forward("tcp", 8080, "10.77.0.2", 80), Forward("udp", 53, "10.77.0.2", 53, host_address="192.0.2.1")),
+)
+WEB = PortPolicy("intp-k3f91", "52:54:3f:a1:00:01", ("10.77.0.2", "10.77.0.9"), ("2001:db8::2",), hostname="web")
+OPEN = PortPolicy("intp-k3f92", "52:54:3f:a1:00:02", ("10.77.0.3",), guards=GuardPolicy(arp=False, router=False))
+APART = SwitchPolicy("apart", "inbr-k3f92", kind="private")
+UNKNOWN = PortPolicy("intp-k3f93", "52:54:3f:a1:00:03")
+INSIDE = SwitchPolicy("inside", "inbr-k3f93", kind="internal", subnet="10.78.0.0/24")
+INN = [(LAN, [WEB, OPEN]), (APART, [UNKNOWN]), (INSIDE, [])]
+
+
+def test_the_rules_of_an_inn_are_the_golden_ones() -> None:
+    assert replace_all(SCHEMA, compile_elements(INN)) == GOLDEN.read_text()
+
+
+def test_no_concatenation_is_longer_than_nft_can_do() -> None:
+    for line in replace_all(SCHEMA, compile_elements(INN)).splitlines():
+        assert all(part.count(" . ") <= 4 for part in re.split(r"[:,@]", line)), line
+
+
+def test_every_rule_says_why_in_words_of_its_own() -> None:
+    for family in ("bridge", "inet"):
+        rules = SCHEMA.rules(family)
+        written = [line for line in SCHEMA.body(family).replace("\\\n", "").splitlines() if _is_rule(line)]
+        assert len(rules) == len(written)
+        assert len({chain for chain, _ in rules}) > 3
+
+
+def _is_rule(line: str) -> bool:
+    return line.startswith("    ") and not line.strip().startswith("type ")
+
+
+# --- a port ----------------------------------------------------------------------------------------------------------
+
+
+def _containers(port: PortPolicy, switch: SwitchPolicy = LAN) -> set[str]:
+    return {element.container for element in port_elements(switch, port)}
+
+
+def test_each_guard_is_its_own_sets() -> None:
+    for guard in (field.name for field in fields(GuardPolicy)):
+        off = replace(WEB, guards=replace(GuardPolicy(), **{guard: False}))
+        assert port_elements(LAN, WEB) - port_elements(LAN, off) == {
+            Element("bridge", container, (WEB.tap,)) for container in COUNTED[guard]
+        }
+
+
+def test_frames_are_free_only_when_every_guard_is_off() -> None:
+    none = GuardPolicy(mac=False, ip=False, arp=False, dhcp=False, router=False)
+    assert "guard_frame" in _containers(replace(WEB, guards=replace(none, dhcp=True)))
+    assert "guard_frame" not in _containers(replace(WEB, guards=none))
+
+
+def test_without_an_address_ipv4_is_left_alone() -> None:
+    assert {"guard_ip4", "guard_arp"}.isdisjoint(_containers(UNKNOWN))
+    assert {"guard_mac", "guard_dhcp", "guard_router", "guard_ip6", "guard_nd"} <= _containers(UNKNOWN)
+
+
+def test_the_link_local_address_is_known() -> None:
+    assert WEB.link_local == "fe80::5054:3fff:fea1:1"
+    assert Element("bridge", "addresses6", (WEB.tap, WEB.link_local)) in port_elements(LAN, WEB)
+
+
+def test_only_ports_of_private_switches_are_apart_from_the_host() -> None:
+    assert "private_ports" in _containers(UNKNOWN, APART)
+    assert "private_ports" not in _containers(UNKNOWN, INSIDE)
+
+
+def test_only_nat_switches_are_translated() -> None:
+    assert {element.container for element in switch_elements(INSIDE)} == {"bridges", "within"}
+    assert {"nat_subnets", "nat_bridges", "forwards", "forwards_at"} <= {e.container for e in switch_elements(LAN)}
+
+
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+_octet = st.integers(0, 255)
+_guards = st.builds(GuardPolicy, *[st.booleans()] * 5)
+_addresses4 = st.lists(st.builds("10.77.{}.{}".format, _octet, st.integers(2, 250)), max_size=3, unique=True)
+_addresses6 = st.lists(st.builds("2001:db8::{:x}".format, st.integers(1, 0xFFFF)), max_size=2, unique=True)
+
+
+def _ports(number: int) -> st.SearchStrategy[PortPolicy]:
+    return st.builds(
+        PortPolicy,
+        tap=st.just(f"intp-k3f9{number}"),
+        mac=st.builds("52:54:00:00:{:02x}:{:02x}".format, _octet, _octet),
+        ipv4=_addresses4.map(tuple),
+        ipv6=_addresses6.map(tuple),
+        guards=_guards,
+    )
+
+
+_plugs = st.tuples(st.integers(1, 4), st.integers(1, 2)).flatmap(
+    lambda numbers: st.tuples(
+        st.just(f"inbr-k3f9{numbers[1]}"), st.one_of(st.none(), _ports(numbers[0])), st.just(numbers[0])
+    )
+)
+_SWITCHES = {"inbr-k3f91": LAN, "inbr-k3f92": APART}
+
+
+def _apply(text: str, held: set[tuple[str, str, str]]) -> None:
+    """A model of nft: add and delete elements, refusing what nft refuses."""
+    for line in text.splitlines():
+        verb, family, table, container, members = re.fullmatch(
+            r"(add|delete) element (\w+) (\w+) (\w+) \{ (.*) \}", line
+        ).groups()  # type: ignore[union-attr]
+        assert table == SCHEMA.table
+        for member in members.split(", "):
+            if verb == "add":
+                held.add((family, container, member))
+            else:
+                held.remove((family, container, member))
+
+
+@given(st.lists(_plugs, max_size=12))
+def test_changes_one_by_one_lead_where_compiling_everything_leads(
+    plugs: list[tuple[str, PortPolicy | None, int]],
+) -> None:
+    held: set[tuple[str, str, str]] = set()
+    ports: dict[str, tuple[str, PortPolicy]] = {}
+    for bridge, port, number in plugs:
+        tap = f"intp-k3f9{number}"
+        before = port_elements(_SWITCHES[ports[tap][0]], ports[tap][1]) if tap in ports else frozenset()
+        after = port_elements(_SWITCHES[bridge], port) if port else frozenset()
+        _apply(change(SCHEMA, before, after), held)
+        ports.pop(tap, None)
+        if port:
+            ports[tap] = (bridge, port)
+    everything = frozenset().union(*(port_elements(_SWITCHES[bridge], port) for bridge, port in ports.values()))
+    whole: set[tuple[str, str, str]] = set()
+    _apply(change(SCHEMA, frozenset(), everything), whole)
+    assert held == whole
+
+
+@given(st.permutations(INN), st.permutations([WEB, OPEN]))
+def test_compiling_does_not_depend_on_order(
+    inn: list[tuple[SwitchPolicy, list[PortPolicy]]], ports: list[PortPolicy]
+) -> None:
+    shuffled = [(switch, ports if switch is LAN else others) for switch, others in inn]
+    assert replace_all(SCHEMA, compile_elements(shuffled)) == replace_all(SCHEMA, compile_elements(INN))
+
+
+def test_nothing_to_change_is_no_text() -> None:
+    elements = compile_elements(INN)
+    assert change(SCHEMA, elements, elements) == ""
+
+
+def test_a_forward_that_moves_is_deleted_before_it_is_added() -> None:
+    moved = replace(LAN, forwards=(replace(LAN.forwards[0], address="10.77.0.3"),))
+    text = change(SCHEMA, switch_elements(LAN), switch_elements(moved))
+    assert text.index("delete element inet inn_k3f9 forwards {") < text.index("add element inet inn_k3f9 forwards {")
+
+
+def test_removal_takes_both_tables_and_may_be_repeated() -> None:
+    assert remove(SCHEMA).splitlines() == [
+        "add table bridge inn_k3f9",
+        "delete table bridge inn_k3f9",
+        "add table inet inn_k3f9",
+        "delete table inet inn_k3f9",
+    ]
+
+
+def test_the_listing_is_for_people() -> None:
+    assert "inet forwards: 6 . 8080 : 10.77.0.2 . 80" in listing(compile_elements(INN))
+
+
+# --- reading back ----------------------------------------------------------------------------------------------------
+
+
+def test_elements_are_read_from_what_nft_lists() -> None:
+    listed = [
+        {"set": {"name": "ports", "elem": ["intp-k3f91"]}},
+        {
+            "set": {
+                "name": "guard_mac",
+                "elem": [{"elem": {"val": "intp-k3f91", "counter": {"packets": 3, "bytes": 9}}}],
+            }
+        },
+        {"set": {"name": "nd_link", "elem": [{"concat": ["intp-k3f91", 0x52543FA10001]}]}},
+        {"set": {"name": "nd_target", "elem": [{"concat": ["intp-k3f91", "0xfe800000000000000000000000000001"]}]}},
+        {"set": {"name": "empty"}},
+        {"map": {"name": "forwards", "elem": [[{"concat": [6, 80]}, {"concat": ["10.0.0.2", 8080]}]]}},
+        {"set": {"name": "nat_subnets", "elem": [{"prefix": {"addr": "10.77.0.0", "len": 24}}]}},
+    ]
+    assert read_elements("bridge", listed) == {
+        Element("bridge", "ports", ("intp-k3f91",)),
+        Element("bridge", "guard_mac", ("intp-k3f91",)),
+        Element("bridge", "nd_link", ("intp-k3f91", "0x52543fa10001")),
+        Element("bridge", "nd_target", ("intp-k3f91", "0xfe800000000000000000000000000001")),
+        Element("bridge", "forwards", ("6", "80"), ("10.0.0.2", "8080")),
+        Element("bridge", "nat_subnets", ("10.77.0.0/24",)),
+    }
+    assert read_counters(listed) == {"intp-k3f91": {**dict.fromkeys(COUNTED, 0), "mac": 3}}
+
+
+def _listed(family: str) -> list[dict[str, dict[str, str]]]:
+    chains = [{"chain": {"name": name}} for name in re.findall(r"^  chain (\w+)", SCHEMA.body(family), re.MULTILINE)]
+    return chains + [{"rule": {"chain": chain, "comment": comment}} for chain, comment in SCHEMA.rules(family)]
+
+
+@pytest.mark.parametrize("family", ["bridge", "inet"])
+def test_a_schema_stands_only_whole_and_unchanged(family: str) -> None:
+    listed = _listed(family)
+    assert schema_stands(SCHEMA, family, listed)
+    for missing in range(len(listed)):
+        assert not schema_stands(SCHEMA, family, listed[:missing] + listed[missing + 1 :])
+    assert not schema_stands(SCHEMA, family, [*listed, {"rule": {"chain": "forward", "expr": "accept"}}])
+    assert not schema_stands(SCHEMA, family, [*listed, {"chain": {"name": "schema_of_another_version"}}])
