@@ -1,0 +1,236 @@
+"""``FabricClient``: what other rooms ask of the fabric, over its control socket.
+
+Newline-delimited JSON, one object a request, answers in any order:
+
+    {"id": 7, "op": "disk_show", "disk_id": "..."}  ->  {"id": 7, "result": {...}} | {"id": 7, "problem": {...}}
+
+Every operation may be repeated with the same effect, so a request that was under way when the fabric went away is sent
+again once it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from innkeeper.model.problems import Problem, Unavailable, from_dict
+
+PATIENCE_S = 10.0
+"""How long an operation waits for a fabric that is away; a restart takes far less."""
+MAX_LINE_BYTES = 64 << 20
+_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+
+
+class FabricClient:
+    """One connection to a fabric; use from one event loop. Operations raise the ``Problem`` that the fabric answers,
+    and ``Unavailable`` (``fabric.unreachable``) when it stays away for ``PATIENCE_S``.
+    """
+
+    def __init__(self, socket_path: Path, *, patience_s: float = PATIENCE_S) -> None:
+        self._path = socket_path
+        self._patience_s = patience_s
+        self._numbers = count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
+
+    async def connect(self) -> None:
+        """Connect now. Raises ``Unavailable`` (``fabric.unreachable``)."""
+        await self._connected(asyncio.get_running_loop().time() + self._patience_s)
+
+    async def close(self) -> None:
+        """Let go; what waits for an answer fails."""
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.gather(self._receiver, return_exceptions=True)
+        self._lose()
+
+    async def _connected(self, deadline: float) -> asyncio.StreamWriter:
+        pause_s = _PAUSE_S
+        async with self._connecting:
+            while self._writer is None:
+                try:
+                    reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_LINE_BYTES)
+                except OSError as refused:
+                    if asyncio.get_running_loop().time() + pause_s > deadline:
+                        raise self._unreachable(str(refused)) from refused
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    continue
+                self._writer = writer
+                self._receiver = asyncio.create_task(self._receive(reader))
+            return self._writer
+
+    def _unreachable(self, cause: str) -> Unavailable:
+        return Unavailable(
+            "fabric.unreachable", "the fabric does not answer", cause=cause, remedy="see 'inn logs', then run 'inn up'"
+        )
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                answer = json.loads(line)
+                waiter = self._waiting.pop(answer["id"], None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(answer)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # a broken line is a lost connection: what waits is asked again
+        finally:
+            self._lose()
+
+    def _lose(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_exception(ConnectionResetError("the fabric went away"))
+
+    async def _call(self, op: str, **arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience_s
+        while True:
+            writer = await self._connected(deadline)
+            number = next(self._numbers)
+            waiter: asyncio.Future[dict[str, Any]] = loop.create_future()
+            self._waiting[number] = waiter
+            try:
+                writer.write(json.dumps({"id": number, "op": op, **arguments}).encode() + b"\n")
+                await writer.drain()
+                answer = await waiter
+            except OSError as lost:
+                if loop.time() > deadline:
+                    raise self._unreachable(str(lost)) from lost
+                continue
+            finally:
+                self._waiting.pop(number, None)
+            if "problem" in answer:
+                raise self._problem(answer["problem"])
+            return answer["result"]
+
+    @staticmethod
+    def _problem(members: dict[str, Any]) -> Problem:
+        return from_dict(members)
+
+    # --- pool ---
+
+    async def ping(self) -> str:
+        return str(await self._call("ping"))
+
+    async def pool_show(self) -> dict[str, Any]:
+        return dict(await self._call("pool_show"))
+
+    async def drain(self) -> None:
+        """Move everything from the log into groups."""
+        await self._call("drain")
+
+    async def sweep(self) -> dict[str, Any]:
+        """Take back dead space now."""
+        return dict(await self._call("sweep"))
+
+    async def check(self) -> dict[str, Any]:
+        """Verify every checksum of the pool."""
+        return dict(await self._call("check"))
+
+    async def shutdown(self) -> None:
+        """End the fabric process; its keeper starts it again unless it is ending too."""
+        await self._call("shutdown")
+
+    # --- storages ---
+
+    async def storage_create(self, storage_id: str, compression: str = "lz4", dedup: bool = True) -> dict[str, Any]:
+        return dict(await self._call("storage_create", storage_id=storage_id, compression=compression, dedup=dedup))
+
+    async def storage_ls(self) -> list[dict[str, Any]]:
+        return list(await self._call("storage_ls"))
+
+    async def storage_rm(self, storage_id: str) -> None:
+        await self._call("storage_rm", storage_id=storage_id)
+
+    # --- disks ---
+
+    async def disk_create(self, disk_id: str, size_bytes: int, storage_id: str) -> dict[str, Any]:
+        return dict(await self._call("disk_create", disk_id=disk_id, size_bytes=size_bytes, storage_id=storage_id))
+
+    async def disk_show(self, disk_id: str) -> dict[str, Any]:
+        return dict(await self._call("disk_show", disk_id=disk_id))
+
+    async def disk_ls(self) -> list[dict[str, Any]]:
+        return list(await self._call("disk_ls"))
+
+    async def disk_resize(self, disk_id: str, size_bytes: int) -> dict[str, Any]:
+        return dict(await self._call("disk_resize", disk_id=disk_id, size_bytes=size_bytes))
+
+    async def disk_rm(self, disk_id: str) -> None:
+        await self._call("disk_rm", disk_id=disk_id)
+
+    async def disk_clone(self, disk_id: str, snapshot_id: str) -> dict[str, Any]:
+        return dict(await self._call("disk_clone", disk_id=disk_id, snapshot_id=snapshot_id))
+
+    async def disk_revert(self, disk_id: str, snapshot_id: str) -> dict[str, Any]:
+        return dict(await self._call("disk_revert", disk_id=disk_id, snapshot_id=snapshot_id))
+
+    # --- snapshots ---
+
+    async def snapshot_create(self, snapshots: dict[str, str]) -> list[dict[str, Any]]:
+        """``{snapshot_id: disk_id}``: one instant over all the disks."""
+        return list(await self._call("snapshot_create", snapshots=snapshots))
+
+    async def snapshot_ls(self, disk_id: str | None = None) -> list[dict[str, Any]]:
+        return list(await self._call("snapshot_ls", disk_id=disk_id))
+
+    async def snapshot_show(self, snapshot_id: str) -> dict[str, Any]:
+        return dict(await self._call("snapshot_show", snapshot_id=snapshot_id))
+
+    async def snapshot_rm(self, snapshot_id: str) -> None:
+        await self._call("snapshot_rm", snapshot_id=snapshot_id)
+
+    async def changed_blocks(
+        self, snapshot_id: str, base_snapshot_id: str | None = None, start_block: int = 0, limit: int = 65536
+    ) -> dict[str, Any]:
+        """``{"blocks": [[block, kind, hash, location], ...], "next": block | None}``; see ``Pool.changed_blocks``."""
+        return dict(
+            await self._call(
+                "changed_blocks",
+                snapshot_id=snapshot_id,
+                base_snapshot_id=base_snapshot_id,
+                start_block=start_block,
+                limit=limit,
+            )
+        )
+
+    # --- attachments and holds ---
+
+    async def attach(
+        self,
+        attachment_id: str,
+        *,
+        disk_id: str | None = None,
+        snapshot_id: str | None = None,
+        role: str = "writer",
+        uid: int | None = None,
+    ) -> dict[str, Any]:
+        return dict(
+            await self._call(
+                "attach", attachment_id=attachment_id, disk_id=disk_id, snapshot_id=snapshot_id, role=role, uid=uid
+            )
+        )
+
+    async def detach(self, attachment_id: str) -> None:
+        """End an attachment; its connections are closed."""
+        await self._call("detach", attachment_id=attachment_id)
+
+    async def attachment_ls(self) -> list[dict[str, Any]]:
+        return list(await self._call("attachment_ls"))
+
+    async def hold(self, hold_id: str, snapshot_id: str) -> None:
+        await self._call("hold", hold_id=hold_id, snapshot_id=snapshot_id)
+
+    async def release(self, hold_id: str) -> None:
+        await self._call("release", hold_id=hold_id)

@@ -1,0 +1,130 @@
+"""Accepts clients on the listening socket, checks who is there, and supervises their sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from struct import Struct
+
+from innkeeper.fabric.nbd.negotiation import HANDSHAKE_TIMEOUT_S, Agreed, Hangup, Negotiation
+from innkeeper.fabric.nbd.session import Session
+from innkeeper.fabric.nbd.turn import Turn
+from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.volume import Volume
+from innkeeper.model.problems import NotFound, Problem, Refused
+
+log = logging.getLogger(__name__)
+
+READ_WORKERS = 4
+MAX_HANDSHAKES = 256
+"""Connections that have not yet said what they want; more wait in the socket's queue."""
+_SEND_BUFFER_BYTES = 1 << 20
+_PEER = Struct("iII")
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The uid of the process at the other end of a unix socket (SO_PEERCRED, unix(7))."""
+    _pid, uid, _gid = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(uid)
+
+
+class NbdServer:
+    """Serves a pool's attachments on ``listener``; make it inside the event loop that shall run it."""
+
+    def __init__(self, pool: Pool, listener: socket.socket) -> None:
+        self._pool = pool
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._workers = ThreadPoolExecutor(READ_WORKERS, thread_name_prefix="nbd")
+        self._turn = Turn(pool, self._workers)
+        self._sessions: dict[Session, str] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        pool.on_room = self._room
+
+    def start(self) -> None:
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept())
+
+    def connections(self, attachment_id: str) -> int:
+        """How many connections use the attachment."""
+        return sum(1 for used in self._sessions.values() if used == attachment_id)
+
+    def drop(self, attachment_id: str) -> None:
+        """Close the connections of an attachment that has ended."""
+        for session in [session for session, used in self._sessions.items() if used == attachment_id]:
+            session.close()
+
+    async def close(self) -> None:
+        """Close every connection; the listening socket stays, for whoever comes next."""
+        for task in (self._accepting, *self._handshakes):
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        self._turn.commit()
+        for session in list(self._sessions):
+            session.close()
+        self._pool.on_room = lambda: None
+        await self._loop.run_in_executor(None, self._workers.shutdown)
+
+    def _room(self) -> None:
+        """The log has room again; called from whatever thread made it."""
+        self._loop.call_soon_threadsafe(self._go_on)
+
+    def _go_on(self) -> None:
+        for session in list(self._sessions):
+            session.room()
+
+    async def _accept(self) -> None:
+        while True:
+            while len(self._handshakes) >= MAX_HANDSHAKES:
+                await asyncio.wait(self._handshakes, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                sock, _address = await self._loop.sock_accept(self._listener)
+            except OSError as refused:
+                log.warning("a connection cannot be accepted: %s", refused)
+                await asyncio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            task = asyncio.create_task(self._welcome(sock))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _welcome(self, sock: socket.socket) -> None:
+        """Negotiate with one client and begin its session."""
+        agreed = None
+        try:
+            uid = peer_uid(sock)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                agreed = await Negotiation(sock, lambda name: self._open(name, uid)).run()
+        except (Hangup, OSError) as over:
+            log.debug("a client is not served: %s", over)
+        finally:
+            if agreed is None:
+                sock.close()
+        if agreed is not None:
+            self._begin(sock, agreed)
+
+    def _begin(self, sock: socket.socket, agreed: Agreed) -> None:
+        def closed() -> None:
+            self._sessions.pop(session, None)
+
+        session = Session(sock, agreed, self._pool, self._turn, self._workers, closed)
+        self._sessions[session] = agreed.volume.attachment.id
+        session.begin()
+
+    def _open(self, name: str, uid: int) -> Volume:
+        try:
+            volume = self._pool.volume(name)
+        except NotFound:
+            raise
+        except Problem as damaged:
+            log.error("attachment %s cannot be served: %s", name, damaged)
+            raise
+        if volume.attachment.uid is not None and volume.attachment.uid != uid:
+            log.warning("uid %s asked for attachment %s, which belongs to uid %s", uid, name, volume.attachment.uid)
+            raise Refused("attachment.uid", "this export belongs to another user")
+        return volume
