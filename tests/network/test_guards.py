@@ -419,7 +419,7 @@ def test_an_attack_neither_arrives_nor_moves_an_entry(
     attack = made if isinstance(made, list) else [made]
 
     assert lab.deliver(attacker, victim, *attack) == []
-    assert third.drain() == []
+    assert set(_bare(third.drain())) & set(_bare(attack)) == set()
 
     assert lab.forwarding() == forwarding
     counted = {kind: packets - dropped[kind] for kind, packets in lab.dropped(attacker).items()}

@@ -181,6 +181,20 @@ def test_a_switch_whose_change_fails_is_as_before(lab: Lab) -> None:
     assert _state(lab.namespace) == before
 
 
+def test_a_port_whose_dhcp_fails_leaves_nothing(lab: Lab) -> None:
+    lab.plug(_port(1))
+    before = _state(lab.namespace)
+    hosts = _directory(lab) / "hosts"
+    hosts.unlink()
+    hosts.mkdir()
+    with pytest.raises(Failed) as failed:
+        lab.do(lab.runner.add_port(SWITCH.bridge, _port(2)))
+    assert failed.value.code == "switch.directory"
+    hosts.rmdir()
+    assert _state(lab.namespace) == before
+    assert lab.do(lab.runner.repair()).problems == {}
+
+
 def test_dhcp_that_cannot_start_says_why(lab: Lab) -> None:
     second = SwitchPolicy("second", "inbr-t3st2", kind="internal", subnet="10.67.0.0/24")
 

@@ -230,16 +230,18 @@ def service_user() -> str:
 
 
 def _write(path: Path, text: str) -> bool:
-    """Replace the file when its text differs; True when it did."""
-    try:
-        if path.read_text() == text:
-            return False
-    except FileNotFoundError:
-        pass
+    """Replace the file when its text differs; True when it did. Raises ``Failed`` (``switch.directory``)."""
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.chmod(0o644)
-    fresh.rename(path)
+    try:
+        if path.exists() and path.read_text() == text:
+            return False
+        fresh.write_text(text)
+        fresh.chmod(0o644)
+        fresh.rename(path)
+    except OSError as refused:
+        raise Failed(
+            "switch.directory", f"{path} cannot be written", cause=str(refused), remedy="see 'inn doctor'"
+        ) from refused
     return True
 
 

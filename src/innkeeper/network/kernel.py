@@ -199,7 +199,7 @@ class Kernel:
         return done + self._ensure_devices(new, self._devices())
 
     def _change_port(self, standing: Standing, old: PortPolicy | None, new: PortPolicy | None) -> list[str]:
-        """One port of a switch from ``old`` to ``new``; put back when its tap cannot be made."""
+        """One port of a switch from ``old`` to ``new``; put back when that fails."""
         switch = standing.switch
         changing = new or old
         assert changing is not None
@@ -225,7 +225,12 @@ class Kernel:
             self._bridge_of[tap] = switch.bridge
         self.standing[switch.bridge] = Standing(switch, ports)
         if switch.serves_dhcp and (old is None or new is None or _dhcp_facts(old) != _dhcp_facts(new)):
-            done += self._server(switch.bridge).ensure(switch, list(ports.values()))
+            try:
+                done += self._server(switch.bridge).ensure(switch, list(ports.values()))
+            except Problem:
+                with contextlib.suppress(Problem):
+                    self._become(self.standing[switch.bridge], standing)
+                raise
         return done
 
     def _ensure_tap(self, switch: SwitchPolicy, port: PortPolicy) -> list[str]:
