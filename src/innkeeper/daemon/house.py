@@ -51,7 +51,16 @@ class House:
         self.checkpoints = Checkpoints(rooms, self.power, quiescer)
         self.vms = Vms(rooms, self.disks, self.nics, self.power, self.checkpoints, assembly, quiescer)
         self.repositories = Repositories(rooms)
-        self.backups = Backups(rooms, self.disks, self.vms, self.power, quiescer, self.repositories, assembly)
+        self.backups = Backups(
+            rooms,
+            self.disks,
+            self.storages,
+            self.vms,
+            self.power,
+            quiescer,
+            self.repositories,
+            assembly,
+        )
         self.tasks = Tasks(rooms)
         self.host = Host(rooms, self.power, self.switches)
         self.disks.serve(self.power)

@@ -26,7 +26,7 @@ class Nvram:
 
         Raises ``Unavailable`` (``uefi.missing``).
         """
-        if vm.spec.nvram_disk_id is None:
+        if vm.spec.nvram_disk_id is None or self._rooms.store.find(Disk, id=vm.spec.nvram_disk_id, ready=True):
             return
         if snapshot_id is None:
             snapshot_id = await self._template(secure_boot=vm.spec.secure_boot)

@@ -4,8 +4,8 @@
 
 The socket is passed as systemd passes one (LISTEN_FDS, descriptor 3), so it never closes while the fabric is replaced:
 what connects meanwhile waits in its queue. Standard library only, so that there is next to nothing here to fail or to
-update. SIGTERM ends the fabric, then the keeper. It restarts the fabric whenever that ends by itself: at once, then with
-pauses that grow while it keeps ending.
+update. SIGTERM ends the fabric, then the keeper. It restarts the fabric whenever that ends by itself: at once, then
+with pauses that grow while it keeps ending.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def start(command: list[str], listener: socket.socket) -> int:
     if pid:
         return pid
     try:
-        os.dup2(listener.fileno(), LISTEN_FD, inheritable=True)
+        os.dup2(listener.fileno(), LISTEN_FD)
+        os.set_inheritable(LISTEN_FD, True)
         os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         os.execv(command[0], command)
