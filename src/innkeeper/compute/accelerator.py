@@ -1,7 +1,7 @@
 """KVM or TCG: decided by booting a Linux kernel under KVM, because ``/dev/kvm`` may open and still hang a guest.
 
-The kernel is booted without a root file system; it runs its own start-up, panics and reboots, which ends QEMU. The answer
-is kept in a file, valid for one boot of the host and one version of QEMU.
+The kernel is booted without a root file system; it runs its own start-up, panics and reboots, which ends QEMU. The
+answer is kept in a file, valid for one boot of the host and one version of QEMU.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ Every format is named; nothing is ever probed. Schema: QEMU's QMP reference, Blo
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from typing import Any
+from uuid import UUID
 
 from innkeeper.compute.inputs import DiskInput, NbdExport, NicInput
 
@@ -20,8 +22,8 @@ Properties = dict[str, Any]
 
 
 def short(identity: str) -> str:
-    """An id for QEMU from a UUID: at most 25 characters, because node names end at 31."""
-    return identity.replace("-", "")[:24]
+    """A UUID in 26 characters (base 32): whole, and room for a prefix, because QEMU's node names end at 31."""
+    return base64.b32encode(UUID(identity).bytes).decode().rstrip("=").lower()
 
 
 def disk_device_id(disk_id: str) -> str:

@@ -87,6 +87,11 @@ class Guest:
         """For the vm's document: ``adopt`` wants it back."""
         return self._process.identity
 
+    @property
+    def gone(self) -> bool:
+        """Whether there is no process any more, and nothing left of it."""
+        return self._cleared.is_set()
+
     # --- coming to be ---
 
     @classmethod

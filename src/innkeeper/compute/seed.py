@@ -1,8 +1,8 @@
 """The NoCloud seed: a small ISO from which cloud-init configures a guest at first boot. Pure: values in, bytes out.
 
-Format: ISO 9660 with Joliet and Rock Ridge, volume label ``cidata``, files ``meta-data``, ``user-data``, ``vendor-data`` and,
-when given, ``network-config`` (cloud-init's documentation, "NoCloud"). The user's own texts go in as they are; the guest
-agent comes through vendor-data, so that user-data stays the user's.
+Format: ISO 9660 with Joliet and Rock Ridge, volume label ``cidata``, files ``meta-data``, ``user-data``,
+``vendor-data`` and, when given, ``network-config`` (cloud-init's documentation, "NoCloud"). The user's own texts go in
+as they are; the guest agent comes through vendor-data, so that user-data stays the user's.
 """
 
 from __future__ import annotations
