@@ -23,7 +23,10 @@ _BOOT_DRIVE_CHECK_OFFSET = 0x66
 _PARTITION_TABLE_OFFSET = 0x1B8
 _BLOCK_LIST_OFFSET = 0x1F4
 _LOAD_SEGMENT = 0x820
-_CORE_MODULES = ("biosdisk", "part_gpt", "ext2", "search_fs_uuid", "normal", "configfile", "linux", "boot", "test")
+_CORE_MODULES = (
+    *("biosdisk", "part_gpt", "ext2", "search_fs_uuid", "normal", "configfile", "test"),
+    *("linux", "linux16", "boot"),
+)
 
 
 def hand_over_configuration(root_uuid: str) -> str:
