@@ -91,8 +91,8 @@ class Catalog:
         self.disks: dict[str, Disk] = {}
         self.by_number: dict[int, Disk] = {}
         self.snapshots: dict[str, Snapshot] = {}
-        self.layers: set[Layer] = set()
-        """All layers that are not drained: sealed ones and every disk's open one."""
+        self.layers: dict[Layer, None] = {}
+        """All layers that are not drained, the oldest first: sealed ones and every disk's open one."""
         self.attachments: dict[str, Attachment] = {}
         self.holds: dict[str, str] = {}
         self.next_layer = 1
@@ -112,7 +112,7 @@ class Catalog:
             layer.id = layer_row.id
             layer.seal_seq = layer_row.seal_seq
             by_id[layer.id] = layer
-            self.layers.add(layer)
+            self.layers[layer] = None
         for layer_row in rows:
             by_id[layer_row.id].base = by_id.get(layer_row.base)
         for disk_row in meta.disks():
@@ -173,7 +173,7 @@ class Catalog:
     def add_disk(self, disk: Disk) -> None:
         self.disks[disk.id] = disk
         self.by_number[disk.number] = disk
-        self.layers.add(disk.open)
+        self.layers[disk.open] = None
 
     def policy_of(self, layer: Layer) -> Storage:
         """The storage whose policy a layer is drained under; the default one where its disk is gone."""
@@ -209,7 +209,7 @@ class Catalog:
             return top.base
         top.seal_seq = sequence
         disk.open = Layer(disk.number, sequence, top)
-        self.layers.add(disk.open)
+        self.layers[disk.open] = None
         return top
 
     def collect(self) -> list[Layer]:
@@ -223,7 +223,7 @@ class Catalog:
         gone = [layer for layer in self.layers if layer not in used]
         for layer in gone:
             layer.gone = True
-            self.layers.discard(layer)
+            self.layers.pop(layer, None)
         return gone
 
     def oldest_needed(self, sequence: int) -> int:

@@ -27,7 +27,7 @@ from innkeeper.fabric.layout import (
 )
 from innkeeper.fabric.maps import walk_maps
 from innkeeper.fabric.sweep import PoolSweep
-from innkeeper.model.problems import Corrupt, Problem
+from innkeeper.model.problems import Corrupt, Failed, Problem
 
 _ITEM_OF_KIND = {KIND_EXTENT: ITEM_EXTENT, KIND_PIECE: ITEM_PIECE, KIND_MAP: ITEM_MAP}
 MAX_PROBLEMS = 1000
@@ -60,6 +60,8 @@ class PoolCheck(PoolSweep):
                     if self.catalog.snapshot(snapshot_id).frozen.view is view:
                         raise
                 continue
+            except OSError as refused:
+                raise Failed("disk.read", "stored bytes cannot be read", cause=str(refused)) from refused
             if not any(layer.gone for layer in (*view.layers, *base.layers)):
                 break
         return {"blocks": blocks, "next": after}

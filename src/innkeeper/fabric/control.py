@@ -139,7 +139,7 @@ class PoolControl(PoolCore):
                 more.append((disk.open, Staged(Record(disk.number, disk.epoch, RESIZE, 0, size_bytes))))
                 sequence = self.append_pending(*more)
                 disk.size_bytes, disk.size_seq = size_bytes, sequence
-            self.log.sync(sequence)
+            self.sync_blocking(sequence)
             with self.catalog.meta.transaction() as change:
                 change.put_disk(self.catalog.disk_row(disk))
             return self._disk_facts(disk)
@@ -162,7 +162,7 @@ class PoolControl(PoolCore):
             except BaseException:
                 disk.open, disk.size_bytes, disk.size_seq, disk.storage_id = before
                 raise
-            self.catalog.layers.add(disk.open)
+            self.catalog.layers[disk.open] = None
             self._collect()
             return self._disk_facts(disk)
 
@@ -220,7 +220,7 @@ class PoolControl(PoolCore):
             for disk in disks.values():
                 if disk.id not in tops:
                     tops[disk.id] = catalog.seal(disk, sequence)
-        self.log.sync(sequence)
+        self.sync_blocking(sequence)
         for snapshot_id, disk in disks.items():
             layer = tops[disk.id]
             if layer is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -301,9 +302,24 @@ class PoolCore:
     def sync_blocking(self, sequence: int) -> None:
         """Everything up to ``sequence`` is on the medium when this returns. For worker threads.
 
-        Raises ``Failed`` (``log.lost``): no flush may be acknowledged any more.
+        Raises ``Failed`` (``log.lost``): no flush may be acknowledged any more, and every disk with a writer is lost to
+        that writer's epoch, also after a restart.
         """
-        self.log.sync(sequence)
+        try:
+            self.log.sync(sequence)
+        except Problem:
+            self._note_lost()
+            raise
+
+    def _note_lost(self) -> None:
+        with self.catalog.admin:
+            fresh = [disk for disk in self.catalog.disks.values() if disk.lost < disk.epoch]
+            for disk in fresh:
+                disk.lost = disk.epoch
+            if fresh:
+                with suppress(Problem), self.catalog.meta.transaction() as change:
+                    for disk in fresh:
+                        change.run("UPDATE disks SET lost=epoch WHERE id=?", (disk.id,))
 
     def needs_sync(self, sequence: int) -> bool:
         """Whether ``sync_blocking(sequence)`` has anything to do. Cheap, for the event loop."""
@@ -364,10 +380,12 @@ class PoolCore:
 
     def _release(self) -> None:
         self._closed = True
-        for part in (self._fingerprints, self._meta, self._held_lock):
-            if part is not None:
-                part.close()
+        parts = self._fingerprints, self._meta, self._held_lock
         self._fingerprints = self._meta = self._held_lock = None
+        with ExitStack() as closing:
+            for part in reversed(parts):
+                if part is not None:
+                    closing.callback(part.close)
 
 
 def apply_record(layer: Layer, record: Record, position: int, sequence: int) -> None:

@@ -43,7 +43,7 @@ def changed(store: GroupStore, view: View, base: View, start: int, limit: int) -
     Each is ``[block, kind, hash, location]``; see ``Pool.changed_blocks``. Without layers and with ``EMPTY_VIEW`` as
     base: every block that is no hole. Raises ``Corrupt``, ``OSError``.
     """
-    layers = [layer for layer in {*view.layers, *base.layers} if (layer in view.layers) != (layer in base.layers)]
+    layers = [layer for layer in (*view.layers, *base.layers) if (layer in view.layers) != (layer in base.layers)]
     alone = base is EMPTY_VIEW
     result: list[list[Any]] = []
     for leaf in sorted(_leaves(store, view.root, base.root, layers, start // FANOUT)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 
 import apsw
 
@@ -107,5 +108,6 @@ class Fingerprints:
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            with suppress(apsw.Error):
+                self._db.close()
             self._vfs.close()

@@ -65,8 +65,8 @@ class Record(NamedTuple):
 class SegmentHeader:
     """First page of a segment.
 
-    Batches of lower generations with ``first_sequence`` or above are void. The batch before ``first_sequence`` is
-    ``previous_sequence``: less than ``first_sequence - 1`` only where a recovery found the log shorter than its disks.
+    What lower generations have above ``previous_sequence`` is void. That is the batch before ``first_sequence``: less
+    than ``first_sequence - 1`` only where a recovery found the log shorter than what its disks had drained.
     """
 
     generation: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,11 +144,36 @@ class Meta:
         self._db: apsw.Connection | None = None
         try:
             with self._translated():
-                self._db = apsw.Connection(path, vfs=self._vfs.name)
-                self._prepare(self._db)
+                self._db = self._connect()
         except BaseException:
             self.close()
             raise
+
+    def _connect(self) -> apsw.Connection:
+        db = apsw.Connection(self._path, vfs=self._vfs.name)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _recover_sync(self) -> None:
+        """After a failed sync of the write-ahead log: forget what was not synced, and go on from what was.
+
+        SQLite would go on as if its log were whole in the page cache; the medium may never get those bytes. When this fails
+        too, the database stays closed and every later call is refused.
+        """
+        failed, self._vfs.failed_sync = self._vfs.failed_sync, None
+        if failed is None or self._db is None:
+            return
+        db, self._db = self._db, None
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with suppress(apsw.Error, OSError):
+            db.close()
+        with suppress(apsw.Error, OSError):
+            failed.cut_unsynced()
+            self._db = self._connect()
 
     def _prepare(self, db: apsw.Connection) -> None:
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -173,24 +198,29 @@ class Meta:
         with self.lock:
             if self._db is not None:
                 db, self._db = self._db, None
-                db.close()
-            if self._vfs is not None:
-                self._vfs.close()
+                try:
+                    with self._translated():
+                        db.close()
+                finally:
+                    self._vfs.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """All or nothing, synced when it ends. Raises ``NoSpace`` (``pool.full``), ``Failed`` (``meta.failed``)."""
         with self.lock, self._translated():
             if self._db is None:
-                raise Failed("meta.failed", "the pool is closed")
-            with self._db:
-                yield Transaction(self._db)
+                raise Failed("meta.failed", f"{self._path} is closed", remedy="restart the fabric")
+            try:
+                with self._db:
+                    yield Transaction(self._db)
+            finally:
+                self._recover_sync()
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         with self.lock, self._translated():
             if self._db is None:
-                raise Failed("meta.failed", "the pool is closed")
+                raise Failed("meta.failed", f"{self._path} is closed", remedy="restart the fabric")
             return list(self._db.execute(sql, values))
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Recovery's reading of the log: which batches count, and what is damaged.
 
-Segments are read in the order of their generations. A segment's ``first_sequence`` voids every batch of lower
-generations at or above it (an earlier recovery or a failed append left them out). What remains must be one unbroken run
+Segments are read in the order of their generations. A segment's ``previous_sequence`` voids what lower
+generations have above it (an earlier recovery or a failed append left that out). What remains must be one unbroken run
 of sequence numbers. Where it breaks above the highest ``synced_upto`` found, the log simply ends there: those batches
 were never synced. A break or a bad payload page at or below it is damage: nothing is guessed, the disks it touches are
 refused, or the whole pool is read-only when they cannot be told.
@@ -63,14 +63,18 @@ def read_log(files: FileSystem, directory: str, pool_id: UUID, *, needed_from: i
         replay.segments.append(segment)
         if segment.generation == 0:
             continue
-        first = segment.first_sequence
-        chain = [item for item in chain if isinstance(item, Segment) or item.batch.sequence < first]
+        last = segment.previous_sequence
+        chain = [item for item in chain if _first(item) <= last]
         chain.append(segment)
         for found in _scan(segment):
             replay.synced_upto = max(replay.synced_upto, found.batch.synced_upto)
             chain.append(found)
     _accept(replay, chain, needed_from)
     return replay
+
+
+def _first(item: Found | Segment) -> int:
+    return item.first_sequence if isinstance(item, Segment) else item.batch.sequence
 
 
 def confirm_on_medium(replay: Replay) -> None:
@@ -168,25 +172,27 @@ def _bad_disks(segment: Segment, page: int, batch: Batch) -> frozenset[int]:
 def _accept(replay: Replay, chain: list[Found | Segment], needed_from: int) -> None:
     """Walk the chain: an unbroken run counts; say what is damaged and where the log ends."""
     expected: int | None = None
+    last = 0
     for item in chain:
-        if isinstance(item, Segment):
-            if expected is None or expected == item.previous_sequence + 1:
-                expected = item.first_sequence
-            continue
-        sequence = item.batch.sequence
-        if expected is not None and sequence > expected and sequence > needed_from:
+        upto = item.previous_sequence if isinstance(item, Segment) else item.batch.sequence - 1
+        if expected is not None and upto >= max(expected, needed_from):
             missing = max(expected, needed_from)
             if missing > replay.synced_upto:
                 break
-            replay.damage = f"batches {missing} to {sequence - 1} of the log were synced and cannot be read"
+            replay.damage = f"batches {missing} to {upto} of the log were synced and cannot be read"
+        if isinstance(item, Segment):
+            expected = item.first_sequence
+            last = max(last, item.previous_sequence)
+            continue
         if item.bad:
-            if sequence > replay.synced_upto:
+            if item.batch.sequence > replay.synced_upto:
                 break
             replay.damaged_disks |= item.bad
         replay.batches.append(item)
-        expected = sequence + 1
-    replay.last_sequence = 0 if expected is None else expected - 1
-    missing = max(replay.last_sequence + 1, needed_from)
+        last = item.batch.sequence
+        expected = last + 1
+    replay.last_sequence = last
+    missing = max(expected or 0, needed_from)
     if missing <= replay.synced_upto:
         replay.damage = f"batches {missing} to {replay.synced_upto} of the log were synced and cannot be read"
 

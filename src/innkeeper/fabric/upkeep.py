@@ -98,7 +98,7 @@ class PoolUpkeep(PoolControl):
             sequence = self.append_pending()
             for disk in self.catalog.disks.values():
                 self.catalog.seal(disk, sequence)
-            todo = {layer for layer in self.catalog.layers if layer.seal_seq is not None}
+            todo = [layer for layer in self.catalog.layers if layer.seal_seq is not None]
         layers = 0
         while layer := self._bottom_of(todo):
             self._drain_layer(layer)
@@ -123,7 +123,7 @@ class PoolUpkeep(PoolControl):
         self._drain_layer(layer)
         return True
 
-    def _bottom_of(self, todo: set[Layer]) -> Layer | None:
+    def _bottom_of(self, todo: list[Layer]) -> Layer | None:
         with self.catalog.admin:
             live = [layer for layer in todo if layer in self.catalog.layers and layer.base is None]
             return min(live, key=lambda layer: layer.seal_seq or 0, default=None)
@@ -155,7 +155,7 @@ class PoolUpkeep(PoolControl):
                 self.drainer.abandon()
                 return
             layers, snapshots = catalog.rebase(layer, root)
-            catalog.layers.discard(layer)
+            catalog.layers.pop(layer, None)
             try:
                 written = self.writer.commit(catalog.notes(layer.seal_seq or 0))
                 needed = catalog.oldest_needed(self.log.sequence)
@@ -166,7 +166,7 @@ class PoolUpkeep(PoolControl):
                         row = each.row
                         change.put_group(row.number, row.generation, row.state, row.size_bytes, row.last_frame)
             except BaseException:
-                catalog.layers.add(layer)
+                catalog.layers[layer] = None
                 catalog.unrebase(layer, layers, snapshots)
                 raise
             self._adopt(written)

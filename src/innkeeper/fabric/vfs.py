@@ -22,6 +22,8 @@ class FabricVfs(apsw.VFS):
     def __init__(self, files: FileSystem) -> None:
         self.files = files
         self.name = f"innkeeper-{next(_NAMES)}"
+        self.failed_sync: VfsFile | None = None
+        """A write-ahead log that could not be synced: what it holds beyond ``synced_end`` is unknown."""
         super().__init__(self.name, "")
 
     def close(self) -> None:
@@ -46,11 +48,15 @@ class FabricVfs(apsw.VFS):
     def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802
         path = name if isinstance(name, str) else name.filename()
         try:
-            file = VfsFile(self.files, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
+            file = VfsFile(self, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
+            file.is_log = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
         except OSError as refused:
             raise apsw.CantOpenError(str(refused)) from refused
         flags[1] = flags[0]
         return file
+
+    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> None:
+        """SQLite has seen the error code already; a call that cannot pass on the exception need not print it."""
 
     def xRandomness(self, numbytes: int) -> bytes:  # noqa: N802
         return bytes(numbytes)
@@ -71,11 +77,19 @@ class FabricVfs(apsw.VFS):
 class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
     """An open database or write-ahead log."""
 
-    def __init__(self, files: FileSystem, path: str, create: bool) -> None:
+    def __init__(self, vfs: FabricVfs, path: str, create: bool) -> None:
+        files = vfs.files
+        self._vfs = vfs
+        self.is_log = False
+        self._end = 0
+        self.synced_end = 0
         fresh = create and not files.exists(path)
         self._file: File = files.open(path, create=create)
         if fresh:
             files.sync_dir(path.rpartition("/")[0])
+
+    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> None:
+        """As the VFS's."""
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         try:
@@ -86,14 +100,25 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         try:
             write_all(self._file, [bytes(data)], offset)
+            self._end = offset + len(data)
         except OSError as refused:
             raise _refused(refused) from refused
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         try:
             self._file.fdatasync()
+            self.synced_end = self._end
         except OSError as refused:
+            if self.is_log:
+                self._vfs.failed_sync = self
             raise _refused(refused) from refused
+
+    def cut_unsynced(self) -> None:
+        """Drop what came after the last successful sync: it must not come back, in whole or in part."""
+        if self.synced_end:
+            self._file.truncate(self.synced_end)
+        self._file.fdatasync()
+        self._file.drop_cache()
 
     def xTruncate(self, newsize: int) -> None:  # noqa: N802
         try:
