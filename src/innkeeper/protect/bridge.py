@@ -24,6 +24,7 @@ class FabricApi(Protocol):
     async def attach(
         self,
         attachment_id: str,
+        *,
         disk_id: str | None = None,
         snapshot_id: str | None = None,
         role: str = "writer",

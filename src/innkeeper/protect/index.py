@@ -126,6 +126,16 @@ def records_of(table: Table, pack_row: int) -> Records:
     return records
 
 
+def join_records(parts: Sequence[Records]) -> Records:
+    """All records one behind the other (``np.concatenate`` would drop the padding of their layout)."""
+    joined = np.zeros(sum(map(len, parts)), dtype=RECORD_DTYPE)
+    at = 0
+    for part in parts:
+        joined[at : at + len(part)] = part
+        at += len(part)
+    return joined
+
+
 def parse_segment(key: Key, blob_name: str, data: bytes | memoryview) -> Segment:
     """The segment stored under that name.
 

@@ -84,18 +84,24 @@ class MapReader:
     def __init__(self, load: Callable[[bytes], bytes]) -> None:
         self._load = load
         self._cache: OrderedDict[tuple[bytes, int], Names] = OrderedDict()
+        self._fresh: dict[tuple[bytes, int], Names] = {}
 
     def node(self, name: bytes, level: int) -> Names:
         """The places of that node; not to be changed."""
-        held = self._cache.get((name, level))
+        held = self._cache.get((name, level), self._fresh.get((name, level)))
         if held is None:
             held = decode_node(self._load(name), level)
             self._cache[(name, level)] = held
             if len(self._cache) > _CACHED_NODES:
                 self._cache.popitem(last=False)
         else:
+            self._cache[(name, level)] = held
             self._cache.move_to_end((name, level))
         return held
+
+    def add(self, name: bytes, level: int, places: Names) -> None:
+        """Know a node that was just made and cannot be loaded yet."""
+        self._fresh[(name, level)] = places
 
     def leaf(self, root: MapRoot, number: int) -> Names:
         """The places of leaf ``number`` (of 1,024 blocks each), in a copy."""
@@ -152,6 +158,7 @@ class MapBuilder:
                 places = empty_node()
                 places[0] = np.frombuffer(name, dtype=np.uint8)
                 name = self._store(encode_node(places, levels))
+                self._reader.add(name, levels, places)
             levels += 1
         return MapRoot(name, levels)
 

@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 
 from innkeeper.model.problems import Corrupt
 from innkeeper.protect.bridge import ProgressCallback, Worker, in_thread
-from innkeeper.protect.index import Index, Names, Records, Segment, build_segment, names_array, segment_name
+from innkeeper.protect.index import (
+    Index,
+    Names,
+    Records,
+    Segment,
+    build_segment,
+    join_records,
+    names_array,
+    segment_name,
+)
 from innkeeper.protect.leases import LEASE_ID_BYTES, SKEW_S, LeaseFacts, live_leases, refuse_second_prune
 from innkeeper.protect.maps import MapRoot, taken_places
 from innkeeper.protect.pack import Encoded
@@ -322,10 +331,10 @@ class _Prune:
                 records["pack"] = packs[keep]
                 parts.append(records)
                 if sum(map(len, parts)) >= _SEGMENT_ENTRIES:
-                    self._put_segment(np.concatenate(parts), writer)
+                    self._put_segment(join_records(parts), writer)
                     parts = []
             if sum(map(len, parts)):
-                self._put_segment(np.concatenate(parts), writer)
+                self._put_segment(join_records(parts), writer)
 
     def _put_segment(self, records: Records, writer: bytes) -> None:
         """Store records whose ``pack`` is a row of the whole index."""

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from innkeeper.protect.index import Index, Names, build_segment, names_array, record_names, records_of
+from innkeeper.protect.index import Index, Names, build_segment, join_records, names_array, record_names, records_of
 from innkeeper.protect.pack import PACK_BYTES, Encoded, PackBuilder, Table, pack_name
 from innkeeper.protect.repository import Repository
 from innkeeper.protect.sealing import Kind
@@ -104,7 +104,7 @@ class PackWriter:
         if not self._done:
             return
         packs = [(pack_id, size_bytes) for pack_id, size_bytes, _ in self._done]
-        records = np.concatenate([records_of(table, row) for row, (_, _, table) in enumerate(self._done)])
+        records = join_records([records_of(table, row) for row, (_, _, table) in enumerate(self._done)])
         name, parts = build_segment(self._repository.key, packs, records, self._writer)
         self._repository.blobs.put(name, parts)
         self.stored_bytes += sum(map(len, parts))
