@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from innkeeper.model.problems import Corrupt
+from innkeeper.model.problems import Corrupt, NotFound
 from innkeeper.protect.bridge import ProgressCallback, Worker, in_thread
 from innkeeper.protect.index import (
     Index,
@@ -32,9 +32,9 @@ from innkeeper.protect.index import (
 )
 from innkeeper.protect.leases import LEASE_ID_BYTES, SKEW_S, LeaseFacts, live_leases, refuse_second_prune
 from innkeeper.protect.maps import MapRoot, taken_places
-from innkeeper.protect.pack import Encoded
+from innkeeper.protect.pack import Encoded, pack_name
 from innkeeper.protect.points import RestorePoint
-from innkeeper.protect.repository import EntryReader, Repository, missing
+from innkeeper.protect.repository import MARKS, EntryReader, Repository, missing
 from innkeeper.protect.sealing import Kind, damaged, fabric_hash
 from innkeeper.protect.writer import PackWriter
 
@@ -229,6 +229,7 @@ class _Prune:
         doomed = [row for row in doomed if not live[row]]
         ripe, pending = self._ripe(doomed, leases)
         freed = self._delete(ripe) if ripe else 0
+        self._forget_marks()
         return PruneResult(
             int(live.sum()),
             freed,
@@ -312,6 +313,20 @@ class _Prune:
             self.repository.unmark("suspect", self.index.packs[row])
             self.repository.unmark("doomed", self.index.packs[row])
         return freed
+
+    def _forget_marks(self) -> None:
+        """Take away marks of packs that are gone, left by a prune that died between the two."""
+        for mark in MARKS:
+            for pack_id in self.repository.marked(mark):
+                if self.index.row(pack_id) is None and not self._is_there(pack_id):
+                    self.repository.unmark(mark, pack_id)
+
+    def _is_there(self, pack_id: bytes) -> bool:
+        try:
+            self.repository.blobs.size(pack_name(pack_id))
+        except NotFound:
+            return False
+        return True
 
     def _put_segments(
         self, segments: list[tuple[Segment, NDArray[np.int64]]], gone: NDArray[np.bool_], writers: set[bytes]

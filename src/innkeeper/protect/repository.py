@@ -56,6 +56,7 @@ CONFIG = "config.json"
 _FORMAT = "innkeeper-repository"
 _INDEX_ATTEMPTS = 8
 Mark = Literal["doomed", "suspect"]
+MARKS: tuple[Mark, ...] = ("doomed", "suspect")
 
 
 @dataclass(frozen=True, slots=True)
