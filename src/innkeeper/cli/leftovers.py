@@ -52,20 +52,23 @@ def _processes(paths: Paths) -> list[Leftover]:
 
 
 def _devices(paths: Paths) -> list[Leftover]:
-    def remove(name: str) -> None:
+    def remove(name: str, kind: str) -> None:
         links = Links()
         try:
-            links.remove(name)
+            links.remove(name, kind)
         finally:
             links.close()
 
     links = Links()
     try:
-        names = links.devices(f"intp-{paths.inn_id}", f"inbr-{paths.inn_id}")
+        devices = links.devices(f"intp-{paths.inn_id}", f"inbr-{paths.inn_id}")
     finally:
         links.close()
-    ordered = sorted(names, reverse=True)  # taps before their bridges
-    return [Leftover(f"device {name}", lambda name=name: remove(name)) for name in ordered]  # type: ignore[misc]
+    ordered = sorted(devices, reverse=True)  # taps before their bridges
+    return [
+        Leftover(f"device {name}", lambda name=name: remove(name, devices[name].kind))  # type: ignore[misc]
+        for name in ordered
+    ]
 
 
 def _tables(paths: Paths) -> list[Leftover]:
