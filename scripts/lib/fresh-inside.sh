@@ -26,7 +26,7 @@ timed make --no-print-directory run
 timed make --no-print-directory run
 timed make --no-print-directory stop
 
-left=$(leftovers '' /var/lib/innkeeper)
+left=$(leftovers "$(sed -n 's/.*"id": *"\([a-z0-9]*\)".*/\1/p' /var/lib/innkeeper/inn.json)" /var/lib/innkeeper)
 for entry in /proc/[0-9]*; do
     pid=${entry#/proc/}
     # Kernel threads and zombies have no command line; the first process and this shell with its children are ours.
@@ -34,8 +34,6 @@ for entry in /proc/[0-9]*; do
     command=$(tr '\0' ' ' 2>/dev/null <"$entry/cmdline") || continue
     [ -z "$command" ] || left+=" process: $command"
 done
-# In the chroot's own names for processes and mounts; links, tables and control groups of others are the caller's to judge.
-left=$(grep -E '^(process|mount)| process:' <<<"$left" || true)
 [ -z "$left" ] || die "make stop left: $left" "inn down --force"
 
 timed make --no-print-directory test ${1:+"TESTS=$1"}
