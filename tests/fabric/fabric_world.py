@@ -257,7 +257,7 @@ class World:
             disk.content = wanted.copy()
         except (Problem, SimulatedCrash) as refused:
             self._either = (disk_id, wanted)
-            if isinstance(refused, Problem):
+            if isinstance(refused, Problem) and not self.files.dead:
                 self._settle_either()
             raise
         disk.attachment = self.uuid()
@@ -451,7 +451,7 @@ class World:
                 self.crash(power=self.random.random() < 0.6)
                 return
             self.log[-1] += f" -> {problem.code}"
-            if len(self.files.fired) == fired and problem.code != "pool.full":
+            if len(self.files.fired) == fired and problem.code not in ("pool.full", "log.full"):
                 raise
             self.refused += 1
             self.injected += 1

@@ -48,6 +48,8 @@ class Replay:
     damage: str | None = None
     """Why the pool must stay read-only: synced batches are gone and nobody can tell whose."""
     synced_upto: int = 0
+    needed_from: int = 0
+    """No layer needs a batch below it: such a one may be damaged or missing."""
     last_sequence: int = 0
     """The last sequence number that counts."""
 
@@ -57,7 +59,7 @@ def read_log(files: FileSystem, directory: str, pool_id: UUID, *, needed_from: i
 
     Raises ``Corrupt`` for a foreign or unknown format and ``OSError`` when the medium cannot be read.
     """
-    replay = Replay()
+    replay = Replay(needed_from=needed_from)
     chain: list[Found | Segment] = []
     for segment in _segments(files, directory, pool_id):
         replay.segments.append(segment)
@@ -87,7 +89,7 @@ def confirm_on_medium(replay: Replay) -> None:
             segment.file.fdatasync()
             segment.file.drop_cache()
     for index, found in enumerate(replay.batches):
-        if found.batch.sequence <= replay.synced_upto:
+        if found.batch.sequence <= max(replay.synced_upto, replay.needed_from - 1):
             continue
         page = found.segment.file.pread(PAGE, found.page * PAGE)
         again = decode_batch(page, found.segment.seed, found.segment.generation)
@@ -184,7 +186,7 @@ def _accept(replay: Replay, chain: list[Found | Segment], needed_from: int) -> N
             expected = item.first_sequence
             last = max(last, item.previous_sequence)
             continue
-        if item.bad:
+        if item.bad and item.batch.sequence >= needed_from:
             if item.batch.sequence > replay.synced_upto:
                 break
             replay.damaged_disks |= item.bad

@@ -40,12 +40,28 @@ def inherited_listener() -> socket.socket | None:
     return socket.socket(fileno=LISTEN_FD)
 
 
-async def serve(pool: Pool, listener: socket.socket, control_path: Path) -> None:
-    """Serve an open pool until SIGTERM, SIGINT or ``shutdown``; the pool is the caller's to close."""
-    loop = asyncio.get_running_loop()
+def _ending() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    return ending
+
+
+async def serve_export(pool: Pool, listener: socket.socket) -> None:
+    """Serve an open pool over NBD only, until SIGTERM or SIGINT."""
+    ending = _ending()
+    nbd = NbdServer(pool, listener)
+    nbd.start()
+    try:
+        await ending.wait()
+    finally:
+        await nbd.close()
+
+
+async def serve(pool: Pool, listener: socket.socket, control_path: Path) -> None:
+    """Serve an open pool until SIGTERM, SIGINT or ``shutdown``; the pool is the caller's to close."""
+    ending = _ending()
     nbd = NbdServer(pool, listener)
     control = ControlSocket(pool, nbd, control_path, ending.set)
     nbd.start()
