@@ -205,8 +205,10 @@ def test_a_reboot_from_inside_is_no_end(lab: GuestLab, golden: Golden) -> None:
 
 def test_poweroff_ends_a_guest_whose_storage_hangs(lab: GuestLab, golden: Golden) -> None:
     guest = golden.restore(lab)
+    writing = "(sleep 0.2; dd if=/dev/zero of=/written bs=1M count=1; sync) >/dev/null 2>&1 &"
+    lab.run(guest.agent.exec(["sh", "-c", writing]))
     os.kill(lab.exports[0].process.pid, signal.SIGSTOP)
-    lab.run(guest.agent.exec(["sh", "-c", "(dd if=/dev/zero of=/written bs=1M count=1; sync) >/dev/null 2>&1 &"]))
+    lab.run(asyncio.sleep(1.0))
     lab.run(guest.poweroff(), 60)
     assert guest.state is VmState.STOPPED
     os.kill(lab.exports[0].process.pid, signal.SIGCONT)
@@ -226,6 +228,7 @@ def test_another_daemon_adopts_it(lab: GuestLab, golden: Golden) -> None:
     identity, place = guest.identity, guest.place
     lab.run(guest.agent.freeze())
     lab.run(guest.release())
+    lab.guests.clear()
     stranger = ProcessIdentity(identity.pid, identity.start_ticks + 1)
     with pytest.raises(NotFound) as gone:
         lab.run(Guest.adopt(VM_ID, "web", place, stranger))

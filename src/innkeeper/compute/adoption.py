@@ -74,7 +74,7 @@ class HeldProcess:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal; nothing happens when the process has ended."""
-        if not self.ended.is_set():
+        if not self.ended.is_set() and self._pidfd >= 0:
             try:
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
@@ -101,9 +101,8 @@ class HeldProcess:
 
     def release(self) -> None:
         """Let go without touching the process."""
-        if not self.ended.is_set():
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
+        if not self.ended.is_set() and self._pidfd >= 0:
+            self._close()
             self._watchers.clear()
             if self._child is not None:
                 self._child.poll()
@@ -113,9 +112,13 @@ class HeldProcess:
         """The status of a child that has ended (negative: the signal); None for a process that was adopted."""
         return self._child.returncode if self._child is not None else None
 
-    def _has_ended(self) -> None:
+    def _close(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self._pidfd = -1
+
+    def _has_ended(self) -> None:
+        self._close()
         if self._child is not None:
             self._child.wait()
         self.ended.set()

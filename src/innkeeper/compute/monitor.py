@@ -55,6 +55,7 @@ class Monitor:
         self._socket: socket.socket | None = None
         self._watchers: list[EventWatcher] = []
         self._keeper: asyncio.Task[None] | None = None
+        self._parting: asyncio.Task[None] | None = None
         self._descriptors = asyncio.Lock()
         self._connected = asyncio.Event()
         self._running: set[asyncio.Task[object]] = set()
@@ -105,7 +106,7 @@ class Monitor:
             while self._client.runstate is Runstate.RUNNING:
                 await self._client.runstate_changed()
             self._connected.clear()
-            await _quietly_disconnect(self._client)
+            await self._part()
             while not self._connected.is_set():
                 await asyncio.sleep(_RECONNECT_S)
                 try:
@@ -181,11 +182,17 @@ class Monitor:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        await _quietly_disconnect(self._client)
+        await self._part()
         for task in tuple(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self._connected.clear()
+
+    async def _part(self) -> None:
+        """Disconnect in a task of its own: the library forgets errors of a disconnect that is cancelled half-way."""
+        if self._parting is None or self._parting.done():
+            self._parting = asyncio.create_task(_quietly_disconnect(self._client))
+        await asyncio.shield(self._parting)
 
     def _hung(self, command: str, timeout_s: float) -> Unavailable:
         return Unavailable(
