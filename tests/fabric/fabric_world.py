@@ -238,7 +238,9 @@ class World:
         snapshot_id = self.random.choice(sorted(self.snapshots))
         disk_id, disk = self.any_disk()
         self.flush()
-        self._detached(disk_id, disk, lambda: self.pool.disk_revert(disk_id, snapshot_id), self.snapshots[snapshot_id][1])
+        self._detached(
+            disk_id, disk, lambda: self.pool.disk_revert(disk_id, snapshot_id), self.snapshots[snapshot_id][1]
+        )
 
     def resize(self) -> None:
         disk_id, disk = self.any_disk()
@@ -279,9 +281,7 @@ class World:
         actual = {number: self.pool.reader.page(view, number) for number in numbers}
 
         def fits(content: Content) -> bool:
-            return all(
-                actual[number] in {content.page(number), *disk.older.get(number, ())} for number in numbers
-            )
+            return all(actual[number] in {content.page(number), *disk.older.get(number, ())} for number in numbers)
 
         candidates = [each for each in (wanted, disk.content) if each.size == size and fits(each)]
         assert candidates, f"a cut operation left disk {disk_id} in between\n{self.story()}"

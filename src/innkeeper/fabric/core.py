@@ -31,6 +31,9 @@ from innkeeper.system.files import Buffer, Io, Lock, write_all
 
 VERSION = 1
 NUMBERS_AT_ONCE = 64
+GENERATION_SHIFT = 32
+"""Generations of one opening of the pool share their upper bits: none is ever used twice, even where a power cut took a
+segment's header and left its batches."""
 END_PAGE = MAX_DISK_BYTES // PAGE
 ADMIT_BYTES = 32 << 20
 
@@ -196,9 +199,12 @@ class PoolCore:
         if self.read_only:
             self.log.sequence = self.log.synced_upto = sequence
             return
-        if resized or replay.lost_disks:
-            with meta.transaction() as change:
+        life = int(meta.get("log_life", 0)) + 1
+        with meta.transaction() as change:
+            change.put("log_life", life)
+            if resized or replay.lost_disks:
                 self.catalog.write_all(change)
+        self.log.generation = life << GENERATION_SHIFT
         self.log.start(sequence, replay.last_sequence)
         self.log.trim(self.catalog.oldest_needed(sequence))
 

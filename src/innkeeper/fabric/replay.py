@@ -186,6 +186,8 @@ def _accept(replay: Replay, chain: list[Found | Segment], needed_from: int) -> N
             expected = item.first_sequence
             last = max(last, item.previous_sequence)
             continue
+        if expected is not None and item.batch.sequence < expected:
+            continue
         if item.bad and item.batch.sequence >= needed_from:
             if item.batch.sequence > replay.synced_upto:
                 break
