@@ -8,7 +8,9 @@ docs/repository-format.md.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -93,16 +95,23 @@ async def backup_vm(
     attempt or is pruned.
     """
 
+    published = threading.Event()
+
     def work(worker: Worker) -> BackupResult:
         for attempt in range(_ATTEMPTS):
             try:
-                return _Backup(repository, inputs, fabric, nbd_socket, worker, pack_bytes).run()
+                return _Backup(repository, inputs, fabric, nbd_socket, worker, pack_bytes, published).run()
             except PrunedMeanwhile:
                 if attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("the loop returns or raises")
 
-    return await in_thread(work, progress)
+    try:
+        return await in_thread(work, progress)
+    except asyncio.CancelledError:
+        if published.is_set():  # the cancel came after the restore point was there
+            await asyncio.to_thread(repository.remove_point, inputs.backup_id)
+        raise
 
 
 class _Backup:
@@ -116,6 +125,7 @@ class _Backup:
         nbd_socket: Path,
         worker: Worker,
         pack_bytes: int,
+        published: threading.Event,
     ) -> None:
         self.repository = repository
         self.inputs = inputs
@@ -123,6 +133,7 @@ class _Backup:
         self.nbd_socket = nbd_socket
         self.worker = worker
         self.pack_bytes = pack_bytes
+        self.published = published
         self.clock = repository.clock
         self.done_bytes = 0
         self.total_bytes = 0
@@ -338,6 +349,7 @@ class _Backup:
         except (PrunedMeanwhile, Unavailable):
             self.repository.remove_point(point.id)
             raise
+        self.published.set()
 
     def _refuse_doomed(self, used: set[bytes]) -> None:
         if not used:
