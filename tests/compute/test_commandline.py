@@ -101,7 +101,7 @@ def json_values(arguments: list[str], option: str) -> list[dict[str, Any]]:
 
 @st.composite
 def machines(draw: st.DrawFn) -> MachineInputs:
-    ids = iter(draw(st.lists(st.uuids(version=4), min_size=40, max_size=40, unique=True)))
+    ids = iter(draw(st.lists(st.uuids(version=4), min_size=60, max_size=60, unique=True)))
     disk_ports = draw(st.lists(st.sampled_from(DISK_PORTS), unique=True, max_size=len(DISK_PORTS)))
     nic_ports = draw(st.lists(st.sampled_from(NIC_PORTS), unique=True, max_size=len(NIC_PORTS)))
     boots = draw(st.permutations(range(len(disk_ports) + 1)))
