@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from datetime import UTC, datetime
@@ -15,12 +16,15 @@ from innkeeper.model import views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
 from innkeeper.model.resources import Condition, Nic, PortForward, Switch, SwitchKind, Vm
 from innkeeper.network import addresses, foreign
+from innkeeper.network.kernel import Report
 from innkeeper.network.plan import Standing
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.switch import SwitchRunner
 from innkeeper.system import process
 
 log = logging.getLogger(__name__)
+
+REPAIR_INTERVAL_S = 30.0
 
 
 class Switches:
@@ -29,6 +33,7 @@ class Switches:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._runner = SwitchRunner(rooms.paths.inn_id, rooms.paths.run / "switches")
+        self._watchman: asyncio.Task[None] | None = None
         self._plugged: set[str] = set()
         """Ids of the cards whose vm has a process: their ports stand."""
 
@@ -39,10 +44,22 @@ class Switches:
         store = self._rooms.store
         running = {vm.id for vm in store.ls(Vm) if vm.status.pid is not None}
         self._plugged = {nic.id for nic in store.ls(Nic) if nic.vm_id in running}
-        report = await self._runner.start(self._standing(switch) for switch in store.ls(Switch))
+        self._report(await self._runner.start(self._standing(switch) for switch in store.ls(Switch)))
+        self._watchman = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Put right what others change behind the inn's back, for as long as the daemon lives."""
+        while True:
+            await asyncio.sleep(REPAIR_INTERVAL_S)
+            try:
+                self._report(await self._runner.repair())
+            except Problem as refused:
+                log.warning("the switches cannot be repaired: %s", refused)
+
+    def _report(self, report: Report) -> None:
         for done in report.done:
-            log.info("switches: %s", done)
-        for switch in store.ls(Switch):
+            log.warning("switches: %s", done)
+        for switch in self._rooms.store.ls(Switch):
             self._note(switch, report.problems.get(switch.name))
 
     def _note(self, switch: Switch, problem: Problem | None) -> None:
@@ -53,12 +70,19 @@ class Switches:
 
     async def down_all(self) -> None:
         """Take everything of the inn out of the kernel; documents stay."""
+        await self._stop_watching()
         await self._runner.remove_all()
         self._plugged.clear()
 
     async def let_go(self) -> None:
         """The daemon ends; bridges, taps, rules and DHCP stay."""
+        await self._stop_watching()
         await self._runner.close()
+
+    async def _stop_watching(self) -> None:
+        if self._watchman is not None:
+            self._watchman.cancel()
+            await asyncio.gather(self._watchman, return_exceptions=True)
 
     async def foreign_findings(self) -> list[foreign.Finding]:
         """What other policies of this host do to the guests' traffic."""

@@ -1,0 +1,76 @@
+"""A whole inn for a test: founded in a directory of its own, driven by the command that people type, then ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SMALL = ("--image", "probe", "--memory", "128M")
+"""Options of a guest that boots in seconds."""
+
+
+def eventually(condition: Callable[[], bool], what: str, patience_s: float = 60) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.1)
+
+
+class LiveInn:
+    """An inn at ``state``; ``inn("vm", "ls")`` runs ``inn vm ls``."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def run(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run ``inn words...`` whatever comes of it."""
+        command = [sys.executable, "-m", "innkeeper", *words]
+        environment = {**os.environ, "INNKEEPER_STATE": str(self.state), "NO_COLOR": "1"}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        )
+
+    def __call__(self, *words: str) -> str:
+        """What ``inn words...`` prints; it must succeed."""
+        ended = self.run(*words)
+        assert ended.returncode == 0, f"inn {' '.join(words)} -> {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        return ended.stdout
+
+    def json(self, *words: str) -> Any:
+        """What ``inn words... -o json`` prints, parsed."""
+        return json.loads(self(*words, "-o", "json"))
+
+    def refused(self, code: str, *words: str) -> str:
+        """``inn words...`` must fail with that problem code; returns what it says."""
+        ended = self.run(*words)
+        assert ended.returncode == 1, f"inn {' '.join(words)} -> {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        assert f"[{code}]" in ended.stderr, ended.stderr
+        return ended.stderr
+
+    def sh(self, vm: str, script: str) -> str:
+        """The output of a shell script in a guest."""
+        return self("vm", "exec", vm, "--", "sh", "-c", script).strip()
+
+    def pid(self, process: str) -> int:
+        """The pid of the inn's ``daemon``, ``fabric`` or ``keeper``."""
+        return int(self.json("host", "show")[f"{process}_pid"])
+
+
+@contextmanager
+def live_inn(state: Path) -> Iterator[LiveInn]:
+    """An inn that is up; afterwards it has ended and left nothing but its directory."""
+    inn = LiveInn(state)
+    inn("up")
+    try:
+        yield inn
+    finally:
+        ended = inn.run("down", "--force")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
