@@ -1,7 +1,7 @@
 """An in-memory House: the API's, the client's and the CLI's tests run without QEMU, fabric or root.
 
-It keeps the Protocols' promises (references by id or name, conflicts, plans, tasks that go through their states) and does
-nothing to the machine. The daemon's own services are tested with the real rooms.
+It keeps the Protocols' promises (references by id or name, conflicts, plans, tasks that go through their states)
+and does nothing to the machine. The daemon's own services are tested with the real rooms.
 """
 
 from __future__ import annotations

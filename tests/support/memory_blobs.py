@@ -56,7 +56,7 @@ class Killed(BaseException):
 class ScriptedBlobs:
     """Calls through to ``inner``; ``before(call, name, count)`` runs before each put and delete and may raise.
 
-    ``dead`` is set once it raised ``Killed``: from then on every call raises it, as a dead process makes no further call.
+    ``dead`` is set once it raised ``Killed``: from then on every call raises it, as a dead process calls no more.
     """
 
     def __init__(self, inner: Blobs, before: Callable[[str, str, int], None]) -> None:

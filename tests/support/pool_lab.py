@@ -1,7 +1,7 @@
 """A real pool in this process behind the fabric's client contract, with a small NBD server over its volumes.
 
-What the fabric's own service does with processes and an event loop, this does with threads, so that tests of the rooms above can
-look inside and make it fail.
+What the fabric's own service does with processes and an event loop, this does with threads, so that tests of the rooms
+above can look inside and make it fail.
 """
 
 from __future__ import annotations
