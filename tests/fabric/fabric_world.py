@@ -257,10 +257,8 @@ class World:
         try:
             act()
             disk.content = wanted.copy()
-        except (Problem, SimulatedCrash) as refused:
+        except (Problem, SimulatedCrash):
             self._either = (disk_id, wanted)
-            if isinstance(refused, Problem) and not self.files.dead:
-                self._settle_either()
             raise
         disk.attachment = self.uuid()
         self.pool.attach(disk.attachment, disk_id=disk_id)
@@ -456,7 +454,12 @@ class World:
             self.refused += 1
             self.injected += 1
             self.files.faults.clear()
-            self.crash(power=False) if self.random.random() < 0.5 or self.uncertain else self._after_refusal()
+            if self.pool.log.broken is None and not self.uncertain:
+                self._settle_either()  # what was refused has its final outcome now, whatever comes later
+            if self.random.random() < 0.5 or self.uncertain:
+                self.crash(power=False)
+            else:
+                self._after_refusal()
         else:
             self.injected += len(self.files.fired) - fired
         self.files.faults.clear()

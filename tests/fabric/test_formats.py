@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
@@ -159,7 +160,8 @@ def test_a_flipped_bit_of_a_batch_is_noticed(records: list[Record], data: st.Dat
 def test_group_header_and_row_bytes() -> None:
     page = groups.encode_header(POOL, 0x81, 2)
     assert page[:48].hex() == (
-        "494e4e47524f5550" "0100" "0000" "00000000" "00112233445566778899aabbccddeeff" "8100000000000000" "0200000000000000"
+        "494e4e47524f5550" "0100" "0000" "00000000" "00112233445566778899aabbccddeeff" "8100000000000000"
+        "0200000000000000"
     )  # fmt: skip
     groups.check_header(page, POOL, 0x81, 2, "x")
     with pytest.raises(Corrupt):
@@ -205,6 +207,6 @@ def test_range_set(ranges: list[tuple[int, int]], start: int, length: int) -> No
     assert {n for n in range(80) if n in ours} == known
     flat = [(low, high) for low, high in ours]
     assert all(low < high for low, high in flat)
-    assert all(a[1] < b[0] for a, b in zip(flat, flat[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(flat))
     inside = {n for low, high in ours.within(start, start + length) for n in range(low, high)}
     assert inside == {n for n in known if start <= n < start + length}

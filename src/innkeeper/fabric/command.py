@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.service import serve as serve_pool
 from innkeeper.fabric.service import serve_export
-from innkeeper.model.problems import Invalid, NotFound
+from innkeeper.model.problems import Conflict, Invalid, NotFound
 from innkeeper.model.resources import new_id
 from innkeeper.model.sizes import format_size, parse_size
 from innkeeper.system.files import Io
@@ -39,6 +40,28 @@ def _opened(path: Path, *, create: bool = False, background: bool = False) -> It
         yield pool
     finally:
         pool.close()
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at ``path`` while the context lasts; a dead one there is replaced.
+
+    Raises ``Conflict`` (``socket.in_use``) and ``Invalid`` (``socket.path``).
+    """
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(str(path))
+        raise Conflict("socket.in_use", f"something listens at {path} already", remedy="choose another --socket")
+    try:
+        listener = listen(path)
+    except OSError as refused:
+        raise Invalid(
+            "socket.path", f"{path} cannot be a socket", cause=str(refused), remedy="choose another --socket"
+        ) from refused
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
 
 
 def _print(value: Any) -> None:
@@ -79,13 +102,8 @@ def show(path: Path) -> None:
 @click.option("--control", type=click.Path(path_type=Path), required=True, help="Take control operations here.")
 def serve(path: Path, nbd: Path, control: Path) -> None:
     """Serve a pool until interrupted: its attachments over NBD, its operations as JSON lines."""
-    listener = listen(nbd)
-    try:
-        with _opened(path, background=True) as pool:
-            uvloop.run(serve_pool(pool, listener, control))
-    finally:
-        listener.close()
-        nbd.unlink(missing_ok=True)
+    with _opened(path, background=True) as pool, _listening(nbd) as listener:
+        uvloop.run(serve_pool(pool, listener, control))
 
 
 @fabric.command()
@@ -185,24 +203,36 @@ def disk_diff(path: Path, snapshot_id: str, base_snapshot_id: str | None) -> Non
 @click.option("--writable", is_flag=True, help="Let the client write (disks only).")
 def disk_export(path: Path, subject: str, nbd: Path, writable: bool) -> None:
     """Serve a disk, or a snapshot read-only, over NBD until interrupted; prints its URI."""
-    listener = listen(nbd)
-    try:
-        with _opened(path, background=True) as pool:
-            is_disk = any(each["id"] == subject for each in pool.disk_ls())
-            if writable and not is_disk:
-                raise Invalid("snapshot.read_only", "a snapshot cannot be written", remedy="clone it: inn fabric disk clone")
-            attached = pool.attach(
-                new_id(),
-                disk_id=subject if is_disk else None,
-                snapshot_id=None if is_disk else subject,
-                role="writer" if writable else "reader",
-                uid=os.geteuid(),
-            )
-            click.echo(f"nbd+unix:///{attached['export']}?socket={nbd.absolute()}")
-            try:
-                uvloop.run(serve_export(pool, listener))
-            finally:
-                pool.detach(attached["export"])
-    finally:
-        listener.close()
-        nbd.unlink(missing_ok=True)
+    with _opened(path, background=True) as pool, _listening(nbd) as listener:
+        is_disk = any(each["id"] == subject for each in pool.disk_ls())
+        if writable and not is_disk:
+            raise Invalid("snapshot.read_only", "a snapshot cannot be written", remedy="make a disk of it with disk clone")
+        attached = pool.attach(
+            new_id(),
+            disk_id=subject if is_disk else None,
+            snapshot_id=None if is_disk else subject,
+            role="writer" if writable else "reader",
+            uid=os.geteuid(),
+        )
+        click.echo(f"nbd+unix:///{attached['export']}?socket={nbd.absolute()}")
+        try:
+            uvloop.run(serve_export(pool, listener))
+        finally:
+            pool.detach(attached["export"])
+
+
+@fabric.command("attachments")
+@click.argument("path", type=PATH)
+def attachments(path: Path) -> None:
+    """List who may use which disk or snapshot; one that a killed export left stays until detached."""
+    with _opened(path) as pool:
+        _print(pool.attachment_ls())
+
+
+@fabric.command("detach")
+@click.argument("path", type=PATH)
+@click.argument("attachment_id")
+def detach(path: Path, attachment_id: str) -> None:
+    """End an attachment."""
+    with _opened(path) as pool:
+        pool.detach(attachment_id)

@@ -158,21 +158,24 @@ class Meta:
             raise
         return db
 
-    def _recover_sync(self) -> None:
-        """After a failed sync of the write-ahead log: forget what was not synced, and go on from what was.
+    def _recover(self) -> None:
+        """After a failed write or sync of the write-ahead log: forget the transaction, go on from what was synced
+        before.
 
-        SQLite would go on as if its log were whole in the page cache; the medium may never get those bytes. When this fails
-        too, the database stays closed and every later call is refused.
+        SQLite would go on as if its log were whole in the page cache, where the medium may never get those bytes; and
+        what it calls failed may count after a restart. When this fails too, the database stays closed and refuses every
+        call.
         """
-        failed, self._vfs.failed_sync = self._vfs.failed_sync, None
-        if failed is None or self._db is None:
+        if not self._vfs.failed or self._db is None:
             return
+        log, self._vfs.log, self._vfs.failed = self._vfs.log, None, False
         db, self._db = self._db, None
         db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with suppress(apsw.Error, OSError):
             db.close()
         with suppress(apsw.Error, OSError):
-            failed.cut_unsynced()
+            if log is not None:
+                log.cut_failed()
             self._db = self._connect()
 
     def _prepare(self, db: apsw.Connection) -> None:
@@ -210,11 +213,12 @@ class Meta:
         with self.lock, self._translated():
             if self._db is None:
                 raise Failed("meta.failed", f"{self._path} is closed", remedy="restart the fabric")
+            self._vfs.begin()
             try:
                 with self._db:
                     yield Transaction(self._db)
             finally:
-                self._recover_sync()
+                self._recover()
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""

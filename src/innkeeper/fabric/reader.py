@@ -5,6 +5,7 @@ from __future__ import annotations
 from innkeeper.fabric.layers import CRC_MASK, POSITION_SHIFT, View, find
 from innkeeper.fabric.layout import (
     BLOCK,
+    FANOUT,
     HOLE,
     KIND_EXTENT,
     KIND_PIECE,
@@ -17,11 +18,13 @@ from innkeeper.fabric.layout import (
     crc32c,
     entry_kind,
 )
-from innkeeper.fabric.maps import block_entry, sub_table
+from innkeeper.fabric.maps import block_entry, leaf_entry, sub_table
 from innkeeper.fabric.oplog import OpLog
 from innkeeper.fabric.store import GroupStore, WouldBlock
 from innkeeper.model.problems import Corrupt
 
+LEAF_SPAN = FANOUT * BLOCK
+"""Bytes of a disk that one leaf map page stands for."""
 DATA_FLAGS = 0
 HOLE_FLAGS = 3
 """NBD_STATE_HOLE | NBD_STATE_ZERO."""
@@ -125,16 +128,34 @@ class Reader:
         """(length, NBD base:allocation flags) runs that cover the range in bytes; a hole reads as zeros. May block."""
         runs: list[tuple[int, int]] = []
         end = offset + length
+        touched = _touched_leaves(view, offset, end)
+        while offset < end:
+            leaf = offset // LEAF_SPAN
+            stop = min(end, (leaf + 1) * LEAF_SPAN)
+            if leaf in touched:
+                self._add_blocks(runs, view, offset, stop)
+            elif entry := leaf_entry(self._store, view.root, leaf):
+                page = self._store.map_page(entry)
+                while offset < stop:
+                    size = min(stop, (offset // BLOCK + 1) * BLOCK) - offset
+                    block = page[offset // BLOCK % FANOUT]
+                    if entry_kind(block) == KIND_SPLIT:
+                        self._add_blocks(runs, view, offset, offset + size)
+                    else:
+                        _add_run(runs, size, DATA_FLAGS if block else HOLE_FLAGS)
+                    offset += size
+            else:
+                _add_run(runs, stop - offset, HOLE_FLAGS)
+            offset = stop
+        return runs
+
+    def _add_blocks(self, runs: list[tuple[int, int]], view: View, offset: int, end: int) -> None:
         while offset < end:
             block, within = divmod(offset, BLOCK)
             size = min(end - offset, BLOCK - within)
             for part, flags in self._block_allocation(view, block, within, size):
-                if runs and runs[-1][1] == flags:
-                    runs[-1] = (runs[-1][0] + part, flags)
-                else:
-                    runs.append((part, flags))
+                _add_run(runs, part, flags)
             offset += size
-        return runs
 
     def _block_allocation(self, view: View, block: int, within: int, size: int) -> list[tuple[int, int]]:
         entry, leaf = block_entry(self._store, view.root, block)
@@ -151,3 +172,26 @@ class Reader:
             within += part
             size -= part
         return result
+
+
+def _add_run(runs: list[tuple[int, int]], length: int, flags: int) -> None:
+    if runs and runs[-1][1] == flags:
+        runs[-1] = (runs[-1][0] + length, flags)
+    else:
+        runs.append((length, flags))
+
+
+def _touched_leaves(view: View, offset: int, end: int) -> set[int]:
+    """Leaves of the byte range in which some layer says something."""
+    first, last = offset // LEAF_SPAN, (end - 1) // LEAF_SPAN
+    pages = LEAF_SPAN // PAGE
+    touched: set[int] = set()
+    for layer in view.layers:
+        if first == last:
+            if not layer.empty:
+                touched.add(first)
+            continue
+        touched.update(leaf for leaf in {page // pages for page in list(layer.pages)} if first <= leaf <= last)
+        for low, high in layer.zeros.within(offset // PAGE, -(-end // PAGE)):
+            touched.update(range(low // pages, (high - 1) // pages + 1))
+    return touched

@@ -22,12 +22,19 @@ class FabricVfs(apsw.VFS):
     def __init__(self, files: FileSystem) -> None:
         self.files = files
         self.name = f"innkeeper-{next(_NAMES)}"
-        self.failed_sync: VfsFile | None = None
-        """A write-ahead log that could not be synced: what it holds beyond ``synced_end`` is unknown."""
+        self.log: VfsFile | None = None
+        """The open write-ahead log."""
+        self.failed = False
+        """A write or a sync of the log has failed: what it was given since ``begin`` must not count."""
         super().__init__(self.name, "")
 
     def close(self) -> None:
         self.unregister()
+
+    def begin(self) -> None:
+        """A transaction begins."""
+        if self.log is not None:
+            self.log.written_from = None
 
     def xFullPathname(self, name: str) -> str:  # noqa: N802
         return name
@@ -49,14 +56,16 @@ class FabricVfs(apsw.VFS):
         path = name if isinstance(name, str) else name.filename()
         try:
             file = VfsFile(self, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
-            file.is_log = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
+            if flags[0] & apsw.SQLITE_OPEN_WAL:
+                self.log = file
         except OSError as refused:
             raise apsw.CantOpenError(str(refused)) from refused
         flags[1] = flags[0]
         return file
 
-    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> None:
+    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> bool:
         """SQLite has seen the error code already; a call that cannot pass on the exception need not print it."""
+        return True
 
     def xRandomness(self, numbytes: int) -> bytes:  # noqa: N802
         return bytes(numbytes)
@@ -80,16 +89,17 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
     def __init__(self, vfs: FabricVfs, path: str, create: bool) -> None:
         files = vfs.files
         self._vfs = vfs
-        self.is_log = False
-        self._end = 0
-        self.synced_end = 0
+        self._unsynced_from: int | None = None
+        self.written_from: int | None = None
+        """The lowest offset written since the transaction began."""
         fresh = create and not files.exists(path)
         self._file: File = files.open(path, create=create)
         if fresh:
             files.sync_dir(path.rpartition("/")[0])
 
-    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> None:
+    def excepthook(self, etype: Any, evalue: Any, etraceback: Any) -> bool:
         """As the VFS's."""
+        return True
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         try:
@@ -98,25 +108,31 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
             raise _refused(refused) from refused
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        self._unsynced_from = offset if self._unsynced_from is None else min(offset, self._unsynced_from)
+        self.written_from = offset if self.written_from is None else min(offset, self.written_from)
         try:
             write_all(self._file, [bytes(data)], offset)
-            self._end = offset + len(data)
         except OSError as refused:
+            self._vfs.failed |= self._vfs.log is self
             raise _refused(refused) from refused
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         try:
             self._file.fdatasync()
-            self.synced_end = self._end
+            self._unsynced_from = None
         except OSError as refused:
-            if self.is_log:
-                self._vfs.failed_sync = self
+            self._vfs.failed |= self._vfs.log is self
             raise _refused(refused) from refused
 
-    def cut_unsynced(self) -> None:
-        """Drop what came after the last successful sync: it must not come back, in whole or in part."""
-        if self.synced_end:
-            self._file.truncate(self.synced_end)
+    def cut_failed(self) -> None:
+        """Drop what came since the transaction began or the last sync: it must not come back, in whole or in part.
+
+        A log is written from its start only after all it held went to the database, so cutting from the lowest offset
+        written since loses nothing that was committed.
+        """
+        starts = [start for start in (self._unsynced_from, self.written_from) if start is not None]
+        if starts:
+            self._file.truncate(min(starts))
         self._file.fdatasync()
         self._file.drop_cache()
 
