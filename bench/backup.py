@@ -1,8 +1,10 @@
-"""Full backup of an 8 GiB disk of real files, against restic and borg reading the same raw disk; and the cost of the next one.
+"""Full backup of an 8 GiB disk of real files, against restic and borg reading the same raw disk; and the cost of the
+next one.
 
-Run alone: ``python -m bench.backup [--directory DIR] [--size-gib 8]``. The disk is synthesised: regular files of this machine, each
-beginning on a 4 KiB boundary as in a file system. All three read from a warm cache and write to new repositories on the same
-file system; each uses its own default compression. No hard links or reflinks between the pool and a repository.
+Run alone: ``python -m bench.backup [--directory DIR] [--size-gib 8]``. The disk is synthesised: regular files of this
+machine, each beginning on a 4 KiB boundary as in a file system. All three read from a warm cache and write to new
+repositories on the same file system; each uses its own default compression. No hard links or reflinks between the
+pool and a repository.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def make_disk(path: Path, size_bytes: int) -> int:
         disk.flush()
         os.fsync(disk.fileno())
     if used < min(_LEAST_USED, size_bytes):
-        raise SystemExit(f"this machine has only {used // MIB} MiB of files; the comparison wants {_LEAST_USED // MIB} MiB")
+        raise SystemExit(
+            f"this machine has only {used // MIB} MiB of files; the comparison wants {_LEAST_USED // MIB} MiB"
+        )
     return used
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ _GAP_BYTES = 128 * 1024
 _OPEN_FILES = 64
 _LOOK_AHEAD = 4
 _THREADS = 2
+_buffers = threading.local()
 _CODECS = {name: number for number, name in CODEC_NAMES.items()}
 
 
@@ -170,12 +172,22 @@ def _encode_block(data: bytes) -> Encoded | None:
     return None if block == ZERO_BLOCK else encode(block)
 
 
+def _pread(fd: int, span: Span) -> memoryview:
+    """The span's bytes, in a buffer that this thread uses again: fresh memory for each read costs more than the
+    read."""
+    if len(getattr(_buffers, "span", b"")) < span.length:
+        _buffers.span = memoryview(bytearray(max(SPAN_BYTES, span.length)))
+    view: memoryview = _buffers.span[: span.length]
+    got = os.preadv(fd, [view], span.start)
+    return view[:got]
+
+
 def _read_span(fd: int, span: Span) -> list[tuple[Extent, Encoded]]:
-    data = os.pread(fd, span.length, span.start)
+    data = _pread(fd, span)
     result = []
     for extent in span.extents:
         at = extent.offset - span.start
-        stored = data[at : at + extent.stored]
+        stored = bytes(data[at : at + extent.stored])
         plaintext = decode(stored, extent.codec, BLOCK)
         if plaintext is None or blake3(plaintext).digest() != extent.hash:
             raise Corrupt(
