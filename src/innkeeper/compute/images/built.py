@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def publish(image: Path, destination: Path) -> None:
             os.fsync(file.fileno())
         apart.rename(destination)
     except OSError as full:
-        apart.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            apart.unlink()
         raise NoSpace(
             "image.no_space",
             f"{destination} could not be written",

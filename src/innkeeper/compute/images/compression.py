@@ -84,5 +84,6 @@ def _decompressed(suffix: str, file: BinaryIO) -> Iterator[bytes]:
             if data:
                 yield data
         pending = stream.unused_data or file.read(CHUNK_BYTES)
-        while suffix == ".xz" and pending and not pending.strip(b"\0"):
-            pending = file.read(CHUNK_BYTES)
+        if suffix == ".xz":
+            while pending and not (pending := pending.lstrip(b"\0")):
+                pending = file.read(CHUNK_BYTES)
