@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import nbd
+from bench import backup, nbd
 from bench.report import Context, Row
 
 MODULES: dict[str, Callable[[Context], list[Row]]] = {
     "nbd": nbd.rows,
+    "backup": backup.rows,
 }
