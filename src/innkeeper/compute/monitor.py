@@ -71,6 +71,11 @@ class Monitor:
         client.register_listener(_Dispatcher(self._deliver))
         return client
 
+    @property
+    def connected(self) -> bool:
+        """Whether commands can be sent at this moment."""
+        return self._connected.is_set()
+
     def watch(self, watcher: EventWatcher) -> Callable[[], None]:
         """Call ``watcher(name, data)`` for every event; returns what ends that."""
         self._watchers.append(watcher)
@@ -204,6 +209,8 @@ class Monitor:
 
 
 async def _quietly_disconnect(client: QMPClient) -> None:
+    if client.runstate is Runstate.IDLE:
+        return
     try:
         await client.disconnect()
     except (EOFError, OSError, QMPError):
