@@ -77,7 +77,7 @@ def test_a_hostile_image_is_refused(inn: LiveInn, tmp_path: Path) -> None:
 def test_a_guest_without_an_agent_and_one_without_a_system(inn: LiveInn) -> None:
     inn("vm", "create", "empty", "--disk", "16M", "--memory", "128M")
     inn.refused("agent.absent", "vm", "exec", "empty", "--", "true")
-    inn.refused("vm.not_quiesced", "checkpoint", "create", "empty", "point", "--frozen")
+    inn.refused("agent.absent", "checkpoint", "create", "empty", "point", "--frozen")
     assert inn.json("vm", "show", "empty")["status"]["state"] == "running"
     inn("vm", "poweroff", "empty")
     inn.refused("vm.state", "vm", "exec", "empty", "--", "true")

@@ -6,6 +6,7 @@ a reader would search for in ``extra={"fields": {...}}``.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import sys
@@ -34,7 +35,11 @@ class JsonLines(logging.Formatter):
 
 
 def setup(process: str, *, level: int = logging.INFO) -> logging.Logger:
-    """Send this process's log to stderr as JSON lines; returns the logger ``innkeeper``."""
+    """Send this process's log to stderr as JSON lines; returns the logger ``innkeeper``.
+
+    A crash below Python leaves the stack of every thread there too.
+    """
+    faulthandler.enable()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(process))
     root = logging.getLogger()
