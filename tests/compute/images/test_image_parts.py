@@ -15,6 +15,7 @@ from innkeeper.compute.images import bootloader, catalogue, cpio, debian, disk_l
 from innkeeper.compute.images.built import narrow, publish
 from innkeeper.compute.images.kernel_modules import ModuleTree, dependencies, module_name
 from innkeeper.compute.images.packages import merged
+from innkeeper.compute.images.scratch import working_directory
 from innkeeper.model.problems import Failed, NoSpace, NotFound, Unavailable
 
 PLAN = disk_layout.DiskPlan(512 << 20, UUID(int=1), UUID(int=2), "root")
@@ -166,3 +167,23 @@ def test_the_catalogue_names_what_it_has() -> None:
     assert unknown.value.code == "image.unknown" and "debian/12" in str(unknown.value.remedy)
     with pytest.raises(NotFound):
         debian.build_debian("7", Path("/nowhere"), cache_dir=Path("/nowhere"))
+
+
+# --- working directories ---
+
+
+def test_a_working_directory_vanishes_also_after_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "probe-killed").mkdir()
+    (tmp_path / "probe-killed/big").write_bytes(b"left")
+    (tmp_path / "other-kind").mkdir()
+    with working_directory(tmp_path, "probe") as first:
+        assert not (tmp_path / "probe-killed").exists()
+        (first / "file").touch()
+        with working_directory(tmp_path, "probe") as second:
+            assert (first / "file").exists() and second != first
+        with pytest.raises(KeyError), working_directory(tmp_path, "probe"):
+            raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["other-kind"]
+    (tmp_path / "file").touch()
+    with pytest.raises(NoSpace), working_directory(tmp_path / "file", "probe"):
+        pass

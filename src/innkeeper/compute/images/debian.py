@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from innkeeper.compute.images import bootloader
 from innkeeper.compute.images.built import BuiltImage, narrow, publish
 from innkeeper.compute.images.disk_layout import DiskPlan, assemble
 from innkeeper.compute.images.packages import Archive
+from innkeeper.compute.images.scratch import working_directory
 from innkeeper.compute.images.toolbox import Toolbox, open_toolbox, tool_packages
 from innkeeper.model.problems import Failed, NotFound, Unavailable
 from innkeeper.model.sizes import GIB
@@ -127,12 +127,9 @@ def build_debian(
     codename = CODENAMES.get(release)
     if codename is None:
         raise NotFound("image.unknown", f"no recipe for Debian {release}", remedy=f"known: {', '.join(CODENAMES)}")
-    builds = cache_dir / "builds"
-    builds.mkdir(parents=True, exist_ok=True)
     archive = Archive(cache_dir / "packages")
     tools = archive.fetch(tool_packages(archive), narrow(progress, 0.0, 0.1))
-    with tempfile.TemporaryDirectory(prefix=f"debian-{release}-", dir=builds) as folder:
-        scratch = Path(folder)
+    with working_directory(cache_dir / "builds", f"debian-{release}") as scratch:
         scratch.chmod(0o755)
         progress(0.1, f"installing {len(_PACKAGES)} packages and their dependencies into a directory")
         root = _bootstrap(codename, scratch)

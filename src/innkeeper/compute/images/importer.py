@@ -20,6 +20,7 @@ from pathlib import Path
 
 from innkeeper.compute.images import compression, qcow2
 from innkeeper.compute.images.jail import Jail, conversion, jailed
+from innkeeper.compute.images.scratch import working_directory
 from innkeeper.model.problems import Corrupt, Failed, Invalid, NoSpace, NotFound, Problem, Refused
 from innkeeper.system import process
 
@@ -109,8 +110,7 @@ async def convert_to_nbd(
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", export):
         raise Invalid("image.export", f"{export!r} is not an export's name")
-    with tempfile.TemporaryDirectory(prefix="import-", dir=scratch) as folder:
-        work = Path(folder)
+    with working_directory(scratch or Path(tempfile.gettempdir()), "import") as work:
         source = await asyncio.to_thread(_readable_source, path, uid, work)
         # The header is checked again on what is really converted: the file may have been swapped since.
         await asyncio.to_thread(inspect, source, image_format)

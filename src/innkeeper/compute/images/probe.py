@@ -25,6 +25,7 @@ from innkeeper.compute.images.built import BuiltImage, narrow, publish
 from innkeeper.compute.images.disk_layout import DiskPlan, assemble
 from innkeeper.compute.images.kernel_modules import ModuleTree
 from innkeeper.compute.images.packages import Archive, Package, Progress, merged, unpack
+from innkeeper.compute.images.scratch import working_directory
 from innkeeper.compute.images.toolbox import open_toolbox, tool_packages
 from innkeeper.model.problems import Problem
 from innkeeper.model.sizes import MIB
@@ -98,10 +99,8 @@ def build_probe(
     archive = Archive(cache_dir / "packages")
     material = _material(archive)
     files = dict(zip(material.all, archive.fetch(material.all, narrow(progress, 0.05, 0.5)), strict=True))
-    builds = cache_dir / "builds"
-    builds.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=builds) as folder:
-        image = _Build(Path(folder), material, files).run(narrow(progress, 0.5, 0.95))
+    with working_directory(cache_dir / "builds", "probe") as folder:
+        image = _Build(folder, material, files).run(narrow(progress, 0.5, 0.95))
         publish(image, destination)
     progress(1.0, "probe guest built")
     return BuiltImage(destination, SIZE_BYTES, f"probe/{material.key()[:12]}", supports_uefi=True)
