@@ -120,9 +120,6 @@ class Paths:
     def checkpoint(self, checkpoint_id: str) -> Path:
         return self.state / "checkpoints" / checkpoint_id
 
-    def switch(self, switch_id: str) -> Path:
-        return self.state / "switches" / switch_id
-
     def bridge(self, number: int) -> str:
         """The bridge device of the switch with that number."""
         return f"inbr-{self.inn_id}{_base36(number)}"
