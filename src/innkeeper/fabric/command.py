@@ -206,7 +206,7 @@ def disk_export(path: Path, subject: str, nbd: Path, writable: bool) -> None:
     with _opened(path, background=True) as pool, _listening(nbd) as listener:
         is_disk = any(each["id"] == subject for each in pool.disk_ls())
         if writable and not is_disk:
-            raise Invalid("snapshot.read_only", "a snapshot cannot be written", remedy="make a disk of it with disk clone")
+            raise Invalid("snapshot.read_only", "a snapshot cannot be written", remedy="clone it first: disk clone")
         attached = pool.attach(
             new_id(),
             disk_id=subject if is_disk else None,

@@ -16,13 +16,16 @@ from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root, crc32c
 from innkeeper.fabric.logformat import DATA, RESIZE, SNAP, Record
 from innkeeper.fabric.oplog import Staged
 from innkeeper.fabric.volume import Volume
-from innkeeper.model.problems import Conflict, Invalid
+from innkeeper.model.problems import Conflict, Failed, Invalid
 
 COMPRESSIONS = ("lz4", "off")
 
 
 class PoolControl(PoolCore):
     """The pool's control operations; ids are UUIDs as strings, chosen by the caller."""
+
+    sweep_wanted = False
+    """Something was removed since the last sweep."""
 
     # -- storages --------------------------------------------------------------------------------------------------
 
@@ -105,6 +108,7 @@ class PoolControl(PoolCore):
         disk = Disk(disk_id, number, storage_id, size_bytes, opened, sequence, origin=origin)
         with self.catalog.meta.transaction() as change:
             change.put("next_disk", number + 1)
+            self.catalog.write_all(change)
             change.put_disk(self.catalog.disk_row(disk))
         self.catalog.next_disk = number + 1
         self.catalog.add_disk(disk)
@@ -133,7 +137,7 @@ class PoolControl(PoolCore):
                 self.append_pending()
                 more: list[tuple[Layer, Staged]] = []
                 if edge:
-                    page = self.reader.page(disk.open.view, size_bytes // PAGE)[:edge].ljust(PAGE, b"\0")
+                    page = self._page(disk, size_bytes // PAGE)[:edge].ljust(PAGE, b"\0")
                     record = Record(disk.number, disk.epoch, DATA, size_bytes // PAGE, 1, [crc32c(page)])
                     more.append((disk.open, Staged(record, (page,))))
                 more.append((disk.open, Staged(Record(disk.number, disk.epoch, RESIZE, 0, size_bytes))))
@@ -141,8 +145,16 @@ class PoolControl(PoolCore):
                 disk.size_bytes, disk.size_seq = size_bytes, sequence
             self.sync_blocking(sequence)
             with self.catalog.meta.transaction() as change:
-                change.put_disk(self.catalog.disk_row(disk))
+                self.catalog.write_all(change)
             return self._disk_facts(disk)
+
+    def _page(self, disk: Disk, page: int) -> bytes:
+        try:
+            return self.reader.page(disk.open.view, page)
+        except OSError as refused:
+            raise Failed(
+                "disk.read", "stored bytes cannot be read", cause=str(refused), remedy="look at the disk's health"
+            ) from refused
 
     def disk_revert(self, disk_id: str, snapshot_id: str) -> dict[str, Any]:
         """Give the disk a snapshot's content and size; refused while attached."""
@@ -158,7 +170,7 @@ class PoolControl(PoolCore):
             disk.size_bytes, disk.size_seq = snapshot.size_bytes, sequence
             try:
                 with self.catalog.meta.transaction() as change:
-                    change.put_disk(self.catalog.disk_row(disk))
+                    self.catalog.write_all(change)
             except BaseException:
                 disk.open, disk.size_bytes, disk.size_seq, disk.storage_id = before
                 raise
@@ -183,6 +195,7 @@ class PoolControl(PoolCore):
     def _collect(self) -> None:
         with self.lock:
             self.catalog.collect()
+        self.sweep_wanted = True
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 

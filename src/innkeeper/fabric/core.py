@@ -89,10 +89,12 @@ class PoolCore:
         self._held_lock = files.lock(f"{path}/lock")
         self.pool_id = self._identity()
         self._meta = meta = Meta(files, f"{path}/meta.db")
+        files.sync_dir(path)
         self._found_or_check(meta)
         self.incarnation = str(meta.get("incarnation"))
         self.catalog = Catalog(meta)
         self.catalog.load()
+        self.catalog.collect()
         self.log = OpLog(
             files,
             f"{path}/log",
@@ -186,6 +188,7 @@ class PoolCore:
     def _recover(self, meta: Meta) -> None:
         """Fill the layers from the log, make sure that all of it is on the medium, begin a new segment."""
         needed_from = int(meta.get("log_needed_from", 1))
+        self.io.files.sync_dir(f"{self.path}/log")  # a segment that an earlier process could not finish making
         replay = read_log(self.io.files, f"{self.path}/log", self.pool_id, needed_from=needed_from)
         confirm_on_medium(replay)
         for segment in replay.segments:

@@ -29,12 +29,19 @@ class Fingerprints:
         self._vfs = FabricVfs(files)
         self._db = self._open()
 
-    def _open(self) -> apsw.Connection:
+    def _open(self) -> apsw.Connection | None:
+        """The database, made anew when it is of no use; none when the medium refuses: then nothing is deduplicated."""
         try:
             return self._prepared()
         except apsw.Error:
+            return self._made_anew()
+
+    def _made_anew(self) -> apsw.Connection | None:
+        try:
             self._remove()
             return self._prepared()
+        except (apsw.Error, OSError):
+            return None
 
     def _prepared(self) -> apsw.Connection:
         db = apsw.Connection(self._path, vfs=self._vfs.name)
@@ -65,6 +72,8 @@ class Fingerprints:
     def find(self, digest: bytes) -> int | None:
         """The place recorded for a hash, unverified."""
         with self._lock:
+            if self._db is None:
+                return None
             try:
                 for (place,) in self._db.execute("SELECT place FROM fingerprints WHERE key=?", (digest[:KEY_BYTES],)):
                     return int(place)
@@ -75,6 +84,8 @@ class Fingerprints:
     def add(self, found: Iterable[tuple[bytes, int]]) -> None:
         """Record (hash, place) pairs; the youngest wins."""
         with self._lock:
+            if self._db is None:
+                return
             try:
                 with self._db:
                     self._db.executemany(
@@ -87,6 +98,8 @@ class Fingerprints:
     def remove(self, gone: Iterable[tuple[bytes, int]]) -> None:
         """Forget (hash, place) pairs that are still recorded so."""
         with self._lock:
+            if self._db is None:
+                return
             try:
                 with self._db:
                     self._db.executemany(
@@ -102,12 +115,15 @@ class Fingerprints:
             self._start_over()
 
     def _start_over(self) -> None:
-        self._db.close()
-        self._remove()
-        self._db = self._prepared()
+        if self._db is not None:
+            with suppress(apsw.Error):
+                self._db.close()
+        self._db = self._made_anew()
 
     def close(self) -> None:
         with self._lock:
-            with suppress(apsw.Error):
-                self._db.close()
+            if self._db is not None:
+                with suppress(apsw.Error):
+                    self._db.close()
+            self._db = None
             self._vfs.close()

@@ -96,12 +96,11 @@ class Marks:
 class PoolSweep(PoolUpkeep):
     """Taking back what nothing stands on."""
 
-    _sweep_wanted = False
     _live_bytes = 0
 
     def sweep_is_due(self) -> bool:
         stored = sum(row.size_bytes for row in list(self.store.rows.values()))
-        return stored > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
+        return self.sweep_wanted or stored > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
 
     def _sweep_step(self) -> None:
         try:
@@ -128,8 +127,9 @@ class PoolSweep(PoolUpkeep):
         Raises ``Corrupt`` (nothing is reclaimed while a map cannot be read), ``NoSpace``, ``Failed``.
         """
         self._check_writable()
-        with self.lock:
-            self.catalog_collect()
+        self.sweep_wanted = False
+        with self.catalog.admin, self.lock:
+            self.catalog.collect()
         removed = compacted = freed = 0
         try:
             with self.maintenance:
@@ -161,11 +161,6 @@ class PoolSweep(PoolUpkeep):
         if freed:
             self.on_room()
         return {"groups_removed": removed, "groups_compacted": compacted, "freed_bytes": freed}
-
-    def catalog_collect(self) -> None:
-        """Drop layers that nothing stands on, and the log's segments only they needed."""
-        with self.catalog.admin, self.lock:
-            self.catalog.collect()
 
     def _choose(self, compact_below: float) -> tuple[Marks, list[int], frozenset[str]]:
         """Mark, and set the groups worth the work to ``closing``, those with least to copy first."""
