@@ -38,6 +38,7 @@ _EXPORT = Struct(">HQH")
 _BLOCK_SIZE = Struct(">HIII")
 _U32 = Struct(">I")
 _U16 = Struct(">H")
+_KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
 OpenVolume = Callable[[str], Volume]
 """The volume of an attachment that this peer may use; raises ``NotFound`` or ``Refused``."""
@@ -86,9 +87,7 @@ class Negotiation:
         greeting = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
         await self._send(GREETING.pack(GREETING_MAGIC, OPTION_MAGIC, greeting))
         (flags,) = _U32.unpack(await self._receive(4))
-        if not flags & HandshakeFlag.FIXED_NEWSTYLE or flags & ~(
-            HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-        ):
+        if not flags & HandshakeFlag.FIXED_NEWSTYLE or flags & ~_KNOWN_FLAGS:
             raise Hangup(f"handshake flags {flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         while True:

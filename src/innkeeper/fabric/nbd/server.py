@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
 
@@ -18,8 +19,10 @@ from innkeeper.model.problems import NotFound, Problem, Refused
 log = logging.getLogger(__name__)
 
 READ_WORKERS = 4
-MAX_HANDSHAKES = 256
-"""Connections that have not yet said what they want; more wait in the socket's queue."""
+MAX_HANDSHAKES = 64
+"""Connections of one user that have not yet said what they want; more are closed."""
+MAX_CONNECTIONS = 32
+"""Connections of one attachment; more are closed. Each may hold what ``session`` lets it."""
 _SEND_BUFFER_BYTES = 1 << 20
 _PEER = Struct("iII")
 
@@ -38,9 +41,11 @@ class NbdServer:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._workers = ThreadPoolExecutor(READ_WORKERS, thread_name_prefix="nbd")
-        self._turn = Turn(pool, self._workers)
+        self._turn = Turn(pool)
         self._sessions: dict[Session, str] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._shaking: Counter[int] = Counter()
+        """Handshakes under way, by uid."""
         self._accepting: asyncio.Task[None] | None = None
         pool.on_room = self._room
 
@@ -67,6 +72,7 @@ class NbdServer:
         for session in list(self._sessions):
             session.close()
         self._pool.on_room = lambda: None
+        self._turn.close()
         await self._loop.run_in_executor(None, self._workers.shutdown)
 
     def _room(self) -> None:
@@ -79,8 +85,6 @@ class NbdServer:
 
     async def _accept(self) -> None:
         while True:
-            while len(self._handshakes) >= MAX_HANDSHAKES:
-                await asyncio.wait(self._handshakes, return_when=asyncio.FIRST_COMPLETED)
             try:
                 sock, _address = await self._loop.sock_accept(self._listener)
             except OSError as refused:
@@ -89,24 +93,46 @@ class NbdServer:
                 continue
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            task = asyncio.create_task(self._welcome(sock))
+            uid = peer_uid(sock)
+            if self._shaking[uid] >= MAX_HANDSHAKES:
+                sock.close()
+                continue
+            task = asyncio.create_task(self._welcome(sock, uid))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
-    async def _welcome(self, sock: socket.socket) -> None:
+    async def _welcome(self, sock: socket.socket, uid: int) -> None:
         """Negotiate with one client and begin its session."""
         agreed = None
+        self._shaking[uid] += 1
         try:
-            uid = peer_uid(sock)
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 agreed = await Negotiation(sock, lambda name: self._open(name, uid)).run()
+            if agreed is not None and not self._may_begin(agreed):
+                agreed = None
         except (Hangup, OSError) as over:
             log.debug("a client is not served: %s", over)
         finally:
+            self._shaking[uid] -= 1
+            if not self._shaking[uid]:
+                del self._shaking[uid]
             if agreed is None:
                 sock.close()
         if agreed is not None:
             self._begin(sock, agreed)
+
+    def _may_begin(self, agreed: Agreed) -> bool:
+        """Whether the attachment still stands and has not too many connections."""
+        attachment = agreed.volume.attachment
+        try:
+            self._pool.volume(attachment.id)
+        except Problem as ended:
+            log.info("attachment %s ended while a client negotiated: %s", attachment.id, ended)
+            return False
+        if self.connections(attachment.id) >= MAX_CONNECTIONS:
+            log.warning("attachment %s has %s connections; one more is refused", attachment.id, MAX_CONNECTIONS)
+            return False
+        return True
 
     def _begin(self, sock: socket.socket, agreed: Agreed) -> None:
         def closed() -> None:

@@ -13,21 +13,16 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from struct import pack
+from struct import Struct, pack
 from typing import TypeVar
 
 from innkeeper.fabric.nbd.negotiation import Agreed
 from innkeeper.fabric.nbd.protocol import (
     BASE_ALLOCATION_ID,
-    CHUNK,
     CHUNK_DONE,
     COMMAND_FLAGS,
-    DATA_CHUNK,
-    ERROR_CHUNK,
     MAX_REQUEST_BYTES,
-    REQUEST,
     REQUEST_MAGIC,
-    SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
     ChunkType,
@@ -41,16 +36,36 @@ from innkeeper.model.problems import Invalid, NoSpace, Problem, Refused, Unavail
 
 log = logging.getLogger(__name__)
 
-BUFFER_BYTES = 512 << 10
+BUFFER_BYTES = 2 << 20
+"""What a client may send ahead; longer writes get a buffer of their own."""
 INLINE_READ_BYTES = 1 << 20
 """Longer reads go to a worker even when they are in memory, so that they keep nobody waiting."""
 MAX_OUT_BYTES = 8 << 20
 MAX_WORKING_BYTES = 64 << 20
+MAX_EXTENTS = 1 << 16
+"""Of one answer to BLOCK_STATUS; the client asks again for the rest."""
 _MAX_VECTOR = 512
-_HEADER = REQUEST.size
+_YIELD_AFTER = 256
+"""Requests that one connection may have handled before the others have their turn."""
+
+_REQUEST = Struct(">IHH8sQI")
+"""``protocol.REQUEST`` with the cookie as the eight bytes that go back as they came; so the replies below."""
+_SIMPLE = Struct(">II8s")
+_CHUNK = Struct(">IHH8sI")
+_DATA_CHUNK = Struct(">IHH8sIQ")
+_ERROR_CHUNK = Struct(">IHH8sIIH")
+_DONE = pack(">II", SIMPLE_REPLY_MAGIC, 0)
+"""A simple reply without error, up to its cookie."""
+_HEADER = _REQUEST.size
+
+# The members of an enum cost ten times what an int costs; these are used for every request.
+_READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
+_FUA = int(CommandFlag.FUA)
+_OFFSET_DATA = int(ChunkType.OFFSET_DATA)
+
 
 Buffer = bytes | bytearray | memoryview
-Handler = Callable[[int, int, int, int], None]
+Handler = Callable[[int, bytes, int, int], None]
 T = TypeVar("T")
 
 
@@ -92,7 +107,7 @@ class Session:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
-        self._large: tuple[tuple[int, int, int], bytearray, int] | None = None
+        self._large: tuple[tuple[int, bytes, int], bytearray, int] | None = None
         """A write longer than the buffer: (flags, cookie, offset), its own buffer, bytes received of it."""
         self._out: deque[Buffer] = deque()
         self._out_bytes = 0
@@ -102,14 +117,15 @@ class Session:
         self._closed = False
         self._ending = False
         self._awaits_log = False
-        self._uncommitted = False
-        """The log has not yet taken what was staged from the buffer: it must stay as it is."""
+        self._staged: list[bytes] = []
+        """Cookies of requests that are answered when the kernel has what was staged; below, when the medium has it."""
+        self._durable: list[bytes] = []
         self._handlers: dict[int, Handler] = {
-            Command.READ: self._read,
-            Command.FLUSH: self._flush_command,
-            Command.TRIM: self._trim,
-            Command.WRITE_ZEROES: self._zero,
-            Command.BLOCK_STATUS: self._status,
+            _READ: self._read,
+            int(Command.FLUSH): self._flush_command,
+            int(Command.TRIM): self._trim,
+            int(Command.WRITE_ZEROES): self._zero,
+            int(Command.BLOCK_STATUS): self._status,
         }
 
     def begin(self) -> None:
@@ -156,7 +172,8 @@ class Session:
     def _readable(self) -> None:
         try:
             if self._large is not None:
-                self._receive_large()
+                if not self._receive_large():
+                    return
             else:
                 if self._start:
                     self._make_room()
@@ -173,80 +190,82 @@ class Session:
             return
         self._parse()
 
-    def _receive_large(self) -> None:
+    def _receive_large(self) -> bool:
+        """Receive more of a long write; whether it is whole now, and staged."""
         assert self._large is not None
         request, data, have = self._large
         received = self._sock.recv_into(memoryview(data)[have:])
         if not received:
             self.close()
-            return
+            return False
         have += received
-        self._large = request, data, have
-        if have == len(data):
-            self._large = None
-            self._write(*request, data)
+        if have < len(data):
+            self._large = request, data, have
+            return False
+        self._large = None
+        self._write(*request, data)
+        return True
 
     def _parse(self) -> None:
         """Take every whole request from the buffer."""
         buffer, view, start, end = self._buffer, self._view, self._start, self._end
-        staged = False
+        unpack, log_room, write = _REQUEST.unpack_from, self._pool.log_room, self._write
+        left = _YIELD_AFTER
         while end - start >= _HEADER and not self._closed:
-            magic, flags, command, cookie, offset, length = REQUEST.unpack_from(buffer, start)
+            if self._out_bytes > MAX_OUT_BYTES or self._working_bytes > MAX_WORKING_BYTES:
+                self._pause()  # what it asks for piles up: what it has sent waits in the buffer
+                break
+            if not left:
+                self._pause()  # `flush` goes on, after the others
+                break
+            left -= 1
+            magic, flags, command, cookie, offset, length = unpack(buffer, start)
             if magic != REQUEST_MAGIC:
                 log.warning("a client lost the thread of the protocol; closing its connection")
                 self.close()
                 return
-            if command == Command.WRITE:
-                if self._pool.log_room() <= 0:
+            body = start + _HEADER
+            if command == _WRITE:
+                if log_room() <= 0:
                     self._awaits_log = True
                     self._pause()
                     break
                 if length > MAX_REQUEST_BYTES:
                     self.close()
                     return
-                body = start + _HEADER
-                if length > BUFFER_BYTES - _HEADER:
-                    data = bytearray(length)
-                    have = min(end - body, length)
-                    data[:have] = view[body : body + have]
-                    start = body + have
-                    if have == length:
-                        self._write(flags, cookie, offset, data)
-                        continue
-                    self._large = (flags, cookie, offset), data, have
-                    break
                 if end - body < length:
+                    if length > BUFFER_BYTES - _HEADER:
+                        data = bytearray(length)
+                        data[: end - body] = view[body:end]
+                        self._large = (flags, cookie, offset), data, end - body
+                        start = end
                     break
-                self._write(flags, cookie, offset, view[body : body + length])
-                staged = True
                 start = body + length
+                write(flags, cookie, offset, view[body:start])
                 continue
-            start += _HEADER
-            if command == Command.DISC:
+            start = body
+            if command == _DISC:
                 self._ending = True
                 self._pause()
                 break
-            if self._crowded():
-                self._pause()
             self._dispatch(command, flags, cookie, offset, length)
         if self._closed:
             return
         self._start, self._end = start, end
-        self._uncommitted |= staged
-        self._turn.at_end(id(self), self._flush)
+        self._turn.at_end(self)
 
     def _make_room(self) -> None:
         """Give the buffer room for more; what was staged from it has been taken by the log."""
-        if self._uncommitted:
+        if self._staged or self._durable:
             self._turn.commit()
         left = self._end - self._start
         if left:
-            self._buffer[:left] = self._buffer[self._start : self._end]
+            self._view[:left] = self._view[self._start : self._end]
         self._start, self._end = 0, left
 
     # --- requests ---
 
-    def _dispatch(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
+    def _dispatch(self, command: int, flags: int, cookie: bytes, offset: int, length: int) -> None:
         handler = self._handlers.get(command)
         if handler is None or flags & ~COMMAND_FLAGS[command]:
             self._fail(command, cookie, NbdError.EINVAL)
@@ -256,47 +275,63 @@ class Session:
         except Problem as problem:
             self._fail(command, cookie, error_of(problem))
 
-    def _answer(self, cookie: int) -> Callable[[Problem | None], None]:
-        def answer(problem: Problem | None) -> None:
-            if not self._closed:
-                self._put(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error_of(problem) if problem else 0, cookie))
+    def _has_staged(self, cookie: bytes, flags: int) -> None:
+        """A request has been staged (or, for a flush, needs nothing staged): it is answered when it is safe."""
+        (self._durable if flags & _FUA else self._staged).append(cookie)
+        self._turn.staged(self)
 
-        return answer
+    def take_staged(self) -> tuple[list[bytes], list[bytes]]:
+        """The requests that the turn has to answer by ``answer``: (when staged is in the kernel, on the medium)."""
+        taken = self._staged, self._durable
+        self._staged, self._durable = [], []
+        return taken
 
-    def _write(self, flags: int, cookie: int, offset: int, data: bytearray | memoryview) -> None:
-        if flags & ~CommandFlag.FUA:
-            self._fail(Command.WRITE, cookie, NbdError.EINVAL)
+    def answer(self, cookies: list[bytes], problem: Problem | None) -> None:
+        """Answer requests that carry nothing back."""
+        if self._closed or not cookies:
             return
-        if offset + len(data) > self.volume.size_bytes and self.volume.writable:
-            self._fail(Command.WRITE, cookie, NbdError.ENOSPC)
+        start = _DONE if problem is None else pack(">II", SIMPLE_REPLY_MAGIC, error_of(problem))
+        self._put(start + start.join(cookies))
+
+    def _write(self, flags: int, cookie: bytes, offset: int, data: bytearray | memoryview) -> None:
+        if flags & ~_FUA:
+            self._fail(_WRITE, cookie, NbdError.EINVAL)
             return
         try:
             self.volume.stage_write(offset, data)
         except Problem as problem:
-            self._fail(Command.WRITE, cookie, error_of(problem))
+            self._fail(_WRITE, cookie, self._write_error(problem, offset + len(data)))
             return
-        self._turn.staged(self._answer(cookie), bool(flags & CommandFlag.FUA))
+        (self._durable if flags else self._staged).append(cookie)
+        self._turn.staged(self)
 
-    def _zero(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        if offset + length > self.volume.size_bytes and self.volume.writable:
-            self._fail(Command.WRITE_ZEROES, cookie, NbdError.ENOSPC)
+    def _write_error(self, problem: Problem, end: int) -> NbdError:
+        """The protocol wants ENOSPC of a write beyond the end."""
+        if isinstance(problem, Invalid) and end > self.volume.size_bytes:
+            return NbdError.ENOSPC
+        return error_of(problem)
+
+    def _zero(self, flags: int, cookie: bytes, offset: int, length: int) -> None:
+        try:
+            self.volume.stage_zero(offset, length)
+        except Problem as problem:
+            self._fail(Command.WRITE_ZEROES, cookie, self._write_error(problem, offset + length))
             return
-        self.volume.stage_zero(offset, length)
-        self._turn.staged(self._answer(cookie), bool(flags & CommandFlag.FUA))
+        self._has_staged(cookie, flags)
 
-    def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
+    def _trim(self, flags: int, cookie: bytes, offset: int, length: int) -> None:
         self.volume.stage_trim(offset, length)
-        self._turn.staged(self._answer(cookie), bool(flags & CommandFlag.FUA))
+        self._has_staged(cookie, flags)
 
-    def _flush_command(self, _flags: int, cookie: int, offset: int, length: int) -> None:
+    def _flush_command(self, _flags: int, cookie: bytes, offset: int, length: int) -> None:
         if offset or length:
             self._fail(Command.FLUSH, cookie, NbdError.EINVAL)
             return
-        self._turn.staged(self._answer(cookie), True)
+        self._has_staged(cookie, _FUA)
 
-    def _read(self, _flags: int, cookie: int, offset: int, length: int) -> None:
+    def _read(self, _flags: int, cookie: bytes, offset: int, length: int) -> None:
         if length > MAX_REQUEST_BYTES or not length:
-            self._fail(Command.READ, cookie, NbdError.EOVERFLOW if length else NbdError.EINVAL)
+            self._fail(Command.READ, cookie, NbdError.EINVAL)
             return
         data = self.volume.read_nowait(offset, length) if length <= INLINE_READ_BYTES else None
         if data is not None:
@@ -309,7 +344,7 @@ class Session:
             lambda failed: self._fail(Command.READ, cookie, failed),
         )
 
-    def _status(self, flags: int, cookie: int, offset: int, length: int) -> None:
+    def _status(self, flags: int, cookie: bytes, offset: int, length: int) -> None:
         if not self._base_allocation or not length:
             self._fail(Command.BLOCK_STATUS, cookie, NbdError.EINVAL)
             return
@@ -317,7 +352,7 @@ class Session:
         self._work(
             4096,
             lambda: self.volume.allocation(offset, length),
-            lambda runs: self._put_status(cookie, runs[:1] if only_one else runs),
+            lambda runs: self._put_status(cookie, runs[: 1 if only_one else MAX_EXTENTS]),
             lambda failed: self._fail(Command.BLOCK_STATUS, cookie, failed),
         )
 
@@ -339,51 +374,60 @@ class Session:
             else:
                 fail(NbdError.EIO)
                 raise failure
-            self._turn.at_end(id(self), self._flush)
+            self._turn.at_end(self)
 
         self._loop.run_in_executor(self._workers, work).add_done_callback(done)
 
     # --- replies ---
 
-    def _put(self, *parts: Buffer) -> None:
-        self._out.extend(parts)
-        self._out_bytes += sum(map(len, parts))
-        self._turn.at_end(id(self), self._flush)
+    def _put(self, part: Buffer) -> None:
+        self._out.append(part)
+        self._out_bytes += len(part)
+        self._turn.at_end(self)
 
-    def _put_data(self, cookie: int, offset: int, data: bytes) -> None:
+    def _put_data(self, cookie: bytes, offset: int, data: bytes) -> None:
+        size = len(data)
         if self._structured:
-            header = DATA_CHUNK.pack(
-                STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.OFFSET_DATA, cookie, len(data) + 8, offset
+            header = _DATA_CHUNK.pack(
+                STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _OFFSET_DATA, cookie, size + 8, offset
             )
         else:
-            header = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, cookie)
-        self._put(header, data)
+            header = _DONE + cookie
+        self._out.append(header)
+        self._out.append(data)
+        self._out_bytes += len(header) + size
+        self._turn.at_end(self)
 
-    def _put_status(self, cookie: int, runs: list[tuple[int, int]]) -> None:
+    def _put_status(self, cookie: bytes, runs: list[tuple[int, int]]) -> None:
         body = pack(">I", BASE_ALLOCATION_ID) + b"".join(pack(">II", *run) for run in runs)
         self._put(
-            CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body
+            _CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body
         )
 
-    def _fail(self, command: int, cookie: int, failed: NbdError) -> None:
+    def _fail(self, command: int, cookie: bytes, failed: NbdError) -> None:
         if self._structured and command in (Command.READ, Command.BLOCK_STATUS):
             self._put(
-                ERROR_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, 6, failed, 0)
+                _ERROR_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, 6, failed, 0)
             )
         else:
-            self._put(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, failed, cookie))
+            self._put(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, failed, cookie))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""
-        self._uncommitted = False
         if self._closed:
             return
         out = self._out
         try:
             while out:
-                vector = [out[index] for index in range(min(len(out), _MAX_VECTOR))]
-                sent = self._sock.sendmsg(vector)
+                whole = self._out_bytes
+                if len(out) > _MAX_VECTOR:
+                    sent = self._sock.sendmsg([out[index] for index in range(_MAX_VECTOR)])
+                else:
+                    sent = self._sock.sendmsg(out)
                 self._out_bytes -= sent
+                if sent == whole:
+                    out.clear()
+                    break
                 while sent:
                     first = out[0]
                     if sent < len(first):
@@ -409,4 +453,4 @@ class Session:
         self._go_on()
 
     def _flush_more(self) -> None:
-        self._turn.at_end(id(self), self._flush)
+        self._turn.at_end(self)

@@ -8,82 +8,94 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from innkeeper.fabric.pool import Pool
 from innkeeper.model.problems import Problem
 
+if TYPE_CHECKING:
+    from innkeeper.fabric.nbd.session import Session
+
 log = logging.getLogger(__name__)
 
-Answer = Callable[[Problem | None], None]
-"""Called once with the outcome of a request."""
+Waiting = list[tuple["Session", list[bytes]]]
+"""Requests, by session, that wait for a sync."""
 
 
 class Turn:
     """Gathers the requests of one turn; one for all sessions of a pool."""
 
-    def __init__(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._workers = workers
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="nbd-sync")
         self._loop = asyncio.get_running_loop()
-        self._staged: list[tuple[Answer, bool]] = []
-        self._ready: dict[int, Callable[[], None]] = {}
+        self._staged: dict[Session, None] = {}
+        self._ready: dict[Session, None] = {}
         self._scheduled = False
-        self._flushes: list[tuple[int, Answer]] = []
+        self._flushes: Waiting = []
+        self._sequence = 0
         self._syncing = False
+        self._closed = False
 
-    def staged(self, answer: Answer, durable: bool) -> None:
-        """A request has been staged (or, for a flush, needs nothing staged): answer it when it is safe."""
-        self._staged.append((answer, durable))
-        self._schedule()
+    def close(self) -> None:
+        """Append what was staged; blocks while a sync is under way."""
+        self.commit()
+        self._closed = True
+        self._syncer.shutdown()
 
-    def at_end(self, key: int, call: Callable[[], None]) -> None:
-        """Call ``call`` once at the end of this turn, after the answers."""
-        self._ready[key] = call
-        self._schedule()
+    def staged(self, session: Session) -> None:
+        """The session has staged something, or wants a sync: ``take_staged`` tells what is to be answered."""
+        self._staged[session] = None
+        if not self._scheduled:
+            self._schedule()
+
+    def at_end(self, session: Session) -> None:
+        """Let the session send what it has, at the end of this turn, after the answers."""
+        self._ready[session] = None
+        if not self._scheduled:
+            self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self.commit)
+        self._scheduled = True
+        self._loop.call_soon(self.commit)
 
     def commit(self) -> None:
         """Append what was staged and answer; also called early by a session whose buffer must be free again."""
         self._scheduled = False
         if self._staged:
-            staged, self._staged = self._staged, []
+            staged, self._staged = self._staged, {}
             problem: Problem | None = None
-            sequence = 0
             try:
-                sequence = self._pool.submit()
+                self._sequence = self._pool.submit()
             except Problem as refused:
                 problem = refused
-            for answer, durable in staged:
-                if durable and problem is None:
-                    self._flushes.append((sequence, answer))
+            for session in staged:
+                kernel, medium = session.take_staged()
+                session.answer(kernel, problem)
+                if medium and problem is None:
+                    self._flushes.append((session, medium))
                 else:
-                    answer(problem)
+                    session.answer(medium, problem)
             self._sync()
         ready, self._ready = self._ready, {}
-        for call in ready.values():
-            call()
+        for session in ready:
+            session.flush()
 
     def _sync(self) -> None:
         """Sync for all who wait, unless a sync is under way: those wait for the next one."""
-        if self._syncing or not self._flushes:
+        if self._syncing or self._closed or not self._flushes:
             return
         waiting, self._flushes = self._flushes, []
-        highest = max(sequence for sequence, _answer in waiting)
-        if not self._pool.needs_sync(highest):
-            for _sequence, answer in waiting:
-                answer(None)
+        if not self._pool.needs_sync(self._sequence):
+            for session, cookies in waiting:
+                session.answer(cookies, None)
             return
         self._syncing = True
-        future = self._loop.run_in_executor(self._workers, self._pool.sync_blocking, highest)
+        future = self._loop.run_in_executor(self._syncer, self._pool.sync_blocking, self._sequence)
         future.add_done_callback(lambda done: self._synced(done, waiting))
 
-    def _synced(self, done: asyncio.Future[None], waiting: list[tuple[int, Answer]]) -> None:
+    def _synced(self, done: asyncio.Future[None], waiting: Waiting) -> None:
         self._syncing = False
         if done.cancelled():
             return
@@ -92,6 +104,6 @@ class Turn:
             raise failure
         if failure is not None:
             log.error("the log cannot be synced: %s", failure)
-        for _sequence, answer in waiting:
-            answer(failure)
+        for session, cookies in waiting:
+            session.answer(cookies, failure)
         self._sync()
