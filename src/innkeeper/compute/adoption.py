@@ -6,6 +6,7 @@ A process is named by its pid and its start time; a pidfd holds it, so that no s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,10 +61,11 @@ class HeldProcess:
     def of_child(cls, child: subprocess.Popen[bytes]) -> HeldProcess:
         """Hold a process that was just started. Raises ``NotFound`` (``vm.process_gone``) when it is over already."""
         ticks = start_ticks(child.pid)
-        if ticks is None:
-            child.wait()
-            raise NotFound("vm.process_gone", f"process {child.pid} ended at once with status {child.returncode}")
-        return cls(ProcessIdentity(child.pid, ticks), child)
+        if ticks is not None:
+            with contextlib.suppress(NotFound):
+                return cls(ProcessIdentity(child.pid, ticks), child)
+        child.wait()
+        raise NotFound("vm.process_gone", f"process {child.pid} ended at once with status {child.returncode}")
 
     def on_end(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` once when the process ends, or now if it has."""

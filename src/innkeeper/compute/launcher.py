@@ -20,9 +20,9 @@ from pathlib import Path
 from innkeeper.compute import cgroups, qemu
 from innkeeper.compute.adoption import HeldProcess
 from innkeeper.compute.commandline import command_line
-from innkeeper.compute.firmware import unprivileged
+from innkeeper.compute.firmware import tail, unprivileged
 from innkeeper.compute.inputs import Descriptors, MachineInputs
-from innkeeper.model.problems import Failed, Unavailable
+from innkeeper.model.problems import Failed, NotFound, Unavailable
 from innkeeper.system import process
 from innkeeper.system.paths import Paths
 
@@ -104,7 +104,11 @@ def launch(machine: MachineInputs, place: GuestPlace) -> HeldProcess:
         arguments = command_line(machine, descriptors, place.run_dir)
         shim = ["/bin/sh", "-c", _JOIN, "inn-launch", *joins, "--"]
         command = [*shim, *unprivileged(place.uid), program, *arguments]
-        return HeldProcess.of_child(process.spawn(command, log=place.log, pass_fds=descriptors.all()))
+        try:
+            return HeldProcess.of_child(process.spawn(command, log=place.log, pass_fds=descriptors.all()))
+        except NotFound as ended:
+            cause = tail(place.log) or ended.detail
+            raise Failed("vm.start_failed", f"vm {machine.name} did not start", cause=cause) from ended
 
 
 def _open_all(machine: MachineInputs, place: GuestPlace, opened: contextlib.ExitStack) -> Descriptors:
