@@ -39,7 +39,8 @@ def busy_lab(lab: NbdLab) -> Iterator[NbdLab]:
 def test_nbdinfo_sees_the_export_as_it_is(lab: NbdLab) -> None:
     [export] = json.loads(run("nbdinfo", "--json", lab.uri(lab.disk(GIB))))["exports"]
     assert export["export-size"] == GIB
-    assert (export["block_size_minimum"], export["block_size_preferred"], export["block_size_maximum"]) == (4096, 65536, 32 * MIB)
+    sizes = [export[f"block_size_{which}"] for which in ("minimum", "preferred", "maximum")]
+    assert sizes == [4096, 65536, 32 * MIB]
     can = ("can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_df", "can_fast_zero")
     assert all(export[each] for each in can)
     assert not export["is_read_only"]
