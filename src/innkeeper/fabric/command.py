@@ -20,6 +20,7 @@ import uvloop
 from innkeeper.fabric.keeper import listen
 from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.rebuild import rebuild_if_lost
 from innkeeper.fabric.service import serve as serve_pool
 from innkeeper.fabric.service import serve_export
 from innkeeper.model.problems import Conflict, Invalid, NotFound
@@ -111,6 +112,8 @@ def serve(path: Path, nbd: Path, control: Path) -> None:
 @click.option("--repair", is_flag=True, help="Rebuild what can be rebuilt.")
 def check(path: Path, repair: bool) -> None:
     """Verify every checksum of a pool; exit status 1 when something is damaged."""
+    if repair:
+        rebuild_if_lost(Io(), str(path))
     with _opened(path) as pool:
         found = pool.check(repair=repair)
     _print(found)

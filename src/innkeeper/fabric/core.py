@@ -64,6 +64,7 @@ class PoolCore:
         self.maintenance = threading.RLock()
         self._pending: list[tuple[Layer, Staged]] = []
         self._pending_bytes = 0
+        self._record_pages = min(MAX_RECORD_PAGES, limits.segment_bytes // PAGE - 2)
         self._admitted = 0
         self._closed = False
         self._held_lock: Lock | None = None
@@ -252,14 +253,15 @@ class PoolCore:
         return self.limits.log_bytes - self.log.used_bytes - self._pending_bytes
 
     def stage_pages(self, layer: Layer, record: Record, data: Buffer) -> None:
-        """Join a DATA record to the pending batch; records of more than 2 MiB are cut."""
+        """Join a DATA record to the pending batch; long ones are cut, so that any fits a segment."""
         count = record.amount
-        if count <= MAX_RECORD_PAGES:
+        most = self._record_pages
+        if count <= most:
             self._pending.append((layer, Staged(record, (data,))))
         else:
             view = memoryview(data)
-            for first in range(0, count, MAX_RECORD_PAGES):
-                crcs = record.crcs[first : first + MAX_RECORD_PAGES]
+            for first in range(0, count, most):
+                crcs = record.crcs[first : first + most]
                 part = record._replace(page=record.page + first, amount=len(crcs), crcs=crcs)
                 self._pending.append((layer, Staged(part, (view[first * PAGE : (first + len(crcs)) * PAGE],))))
         self._pending_bytes += count * PAGE + 64

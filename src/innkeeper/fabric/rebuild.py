@@ -16,12 +16,31 @@ from innkeeper.fabric.groups import FRAME_MAGIC, NO_FRAME, Frame, Note, check_he
 from innkeeper.fabric.layout import PAGE
 from innkeeper.fabric.meta import DiskRow, Meta, SnapshotRow
 from innkeeper.fabric.store import LIVE
-from innkeeper.model.problems import Problem
+from innkeeper.model.problems import Corrupt, Problem
 from innkeeper.system.files import File, Io
 
 SCAN_BYTES = 1 << 20
 EPOCH_STEP = 1 << 20
 """Added to epochs nobody remembers: the log's records carry lower ones."""
+
+
+def rebuild_if_lost(io: Io, path: str) -> dict[str, int] | None:
+    """``rebuild_meta`` where ``meta.db`` is missing or damaged beside groups; ``None`` where it is of use."""
+    if not io.files.exists(f"{path}/pool.json") or not io.files.listdir(f"{path}/groups"):
+        return None
+    if io.files.exists(f"{path}/meta.db"):
+        lock = io.files.lock(f"{path}/lock")
+        try:
+            meta = Meta(io.files, f"{path}/meta.db")
+            whole = meta.get("pool") is not None
+            meta.close()
+        except Corrupt:
+            whole = False
+        finally:
+            lock.close()
+        if whole:
+            return None
+    return rebuild_meta(io, path)
 
 
 def rebuild_meta(io: Io, path: str) -> dict[str, int]:
