@@ -10,7 +10,7 @@ from innkeeper.daemon.storages import Storages
 from innkeeper.model import requests as ask
 from innkeeper.model import views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
-from innkeeper.model.resources import Disk, DiskLink, Image, Vm, new_id
+from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Vm, new_id
 from innkeeper.model.sizes import format_size
 
 BLOCK_BYTES = 64 * 1024
@@ -148,6 +148,14 @@ class Disks:
         self.check_loose(disk)
         if disk.role == "image":
             raise Conflict("disk.is_image", f"disk {disk.name!r} belongs to an image", remedy="use 'inn image rm'")
+        points = [point.name for point in self._rooms.store.ls(Checkpoint) if disk.id in point.snapshots]
+        if points:
+            raise Conflict(
+                "disk.has_checkpoints",
+                f"disk {disk.name!r} is part of {len(points)} checkpoints",
+                cause=", ".join(points[:5]),
+                remedy="remove them first",
+            )
         await self.unmake(disk.id)
         return disk
 

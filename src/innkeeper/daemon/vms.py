@@ -34,6 +34,14 @@ from innkeeper.system.paths import VM_UIDS
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
 
+def _check_firmware(spec: VmSpec) -> None:
+    """Raises ``Invalid`` (``vm.secure_boot_needs_uefi``, ``vm.tpm_needs_uefi``)."""
+    if spec.firmware != Firmware.UEFI and spec.secure_boot:
+        raise Invalid("vm.secure_boot_needs_uefi", "secure boot needs UEFI firmware", remedy="create it with UEFI")
+    if spec.firmware != Firmware.UEFI and spec.tpm:
+        raise Invalid("vm.tpm_needs_uefi", "a TPM needs UEFI firmware", remedy="create it with UEFI")
+
+
 class Vms:
     """The ``vm`` noun."""
 
@@ -120,6 +128,7 @@ class Vms:
             disks=links,
             nvram_disk_id=new_id() if request.firmware == Firmware.UEFI else None,
         )
+        _check_firmware(spec)
         vm = Vm(name=request.name, labels=request.labels, spec=spec, status=VmStatus(uid=self.free_uid()))
         for plan in plans:
             plan.disk.vm_id = vm.id
@@ -266,7 +275,7 @@ class Vms:
         )
 
     async def set(self, ref: str, request: ask.VmSet, *, revision: int | None = None) -> Vm:
-        """Raises ``NotFound``, ``Invalid`` (``vm.secure_boot_needs_uefi``), ``Conflict`` (``state.stale``)."""
+        """Raises ``NotFound``, ``Invalid`` (``vm.tpm_needs_uefi``, …), ``Conflict`` (``state.stale``)."""
         vm = self._rooms.store.get(Vm, ref)
         wanted: dict[str, Any] = {
             key: getattr(request, key) for key in request.model_fields_set if key not in ("labels", "iso", "boot_order")
@@ -276,8 +285,14 @@ class Vms:
             spec.iso_image_id = self._iso(request.iso).id if request.iso else None
         if request.boot_order is not None:
             spec.disks = self._ordered(vm, request.boot_order)
-        if spec.secure_boot and spec.firmware != Firmware.UEFI:
-            raise Invalid("vm.secure_boot_needs_uefi", "secure boot needs UEFI firmware", remedy="create it with UEFI")
+        _check_firmware(spec)
+        if spec.secure_boot != vm.spec.secure_boot:
+            raise Invalid(
+                "vm.secure_boot_fixed",
+                f"secure boot of vm {vm.name!r} cannot be changed",
+                cause="its UEFI variables were made with it, or without",
+                remedy="make a new vm with its disks",
+            )
         labels = vm.labels if request.labels is None else request.labels
         stored = self._rooms.change(vm, revision, spec=spec, labels=labels)
         if spec.iso_image_id != vm.spec.iso_image_id:
