@@ -24,7 +24,7 @@ REGISTRY_HOSTS = tuple(
         ("registry.npm", "js.org"),
     ]
 )
-MACHINE_PATHS = ("/wo" + "rk/", "/ro" + "ot/.pyenv", "/opt/" + "pypi", "/ho" + "me/")
+MACHINE_PATHS = ("/wo" + "rk/", "/ro" + "ot/.pyenv", "/opt/" + "pypi")
 
 
 def _tracked() -> list[Path]:
