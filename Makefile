@@ -25,7 +25,7 @@ run: setup
 stop:
 	@if [ -x .venv/bin/inn ]; then .venv/bin/inn $(state_option) down; else echo 'nothing is installed here, so nothing runs'; fi
 
-##   make test     lint, then every test that is not slow (TESTS=smoke: all but those with guests; TESTS=path: those)
+##   make test     lint, then every test that is not slow (TESTS=smoke: few of those with guests; TESTS=path: those)
 test:
 	@scripts/setup --tests
 	@$(MAKE) --no-print-directory lint
@@ -47,7 +47,7 @@ bench:
 	@scripts/setup --tests
 	@.venv/bin/python -m bench
 
-##   make fresh    `make run`, `make stop` and `make test` in a minimal Debian made for it (FULL=1: with guests)
+##   make fresh    `make run`, `make stop` and `make test` in a minimal Debian made for it (FULL=1: the whole `make test`)
 fresh:
 	@scripts/setup
 	@scripts/fresh $(if $(FULL),--full)

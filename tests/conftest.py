@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 from leaks import IN_CI
 from leaks import nothing_leaked as nothing_leaked
 from leaks import nothing_leaked_by_wider_fixtures as nothing_leaked_by_wider_fixtures
 from probe import probe_image as probe_image
 from skips import SkipsInCI
+
+# How busy the machine is decides nothing: no example is too slow.
+settings.register_profile("innkeeper", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("innkeeper")
 
 
 def pytest_configure(config: pytest.Config) -> None:
