@@ -5,6 +5,7 @@ The caches are keyed by map entry: an entry names the same bytes for ever, also 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -47,6 +48,15 @@ class GroupRow:
     state: str
     size_bytes: int
     last_frame: int
+
+
+def content_cache_bytes() -> int:
+    """What decoded extents may take: a thirty-second of the machine's memory, from 24 MiB to 1 GiB.
+
+    A random read of 4 KiB out of an extent that is not cached decodes 64 KiB.
+    """
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(1 << 30, max(24 << 20, memory_bytes // 32))
 
 
 class Lru(Generic[K, V]):
@@ -104,7 +114,7 @@ class GroupStore:
         *,
         table_bytes: int = 24 << 20,
         map_bytes: int = 24 << 20,
-        content_bytes: int = 24 << 20,
+        content_bytes: int | None = None,
     ) -> None:
         self.files = files
         self.directory = directory
@@ -112,7 +122,7 @@ class GroupStore:
         self.rows: dict[int, GroupRow] = {}
         self._tables: Lru[int, SlotTable] = Lru(table_bytes)
         self._maps: Lru[int, memoryview] = Lru(map_bytes)
-        self._content: Lru[int, bytes] = Lru(content_bytes)
+        self._content: Lru[int, bytes] = Lru(content_bytes or content_cache_bytes())
 
     def path(self, number: int) -> str:
         return group_path(self.directory, number, self.rows[number].generation)
@@ -200,6 +210,9 @@ class GroupStore:
         """Pages ``first`` .. ``first + count`` (of 16) of an extent."""
         if count == PAGES_PER_BLOCK:
             return self.block(entry, nowait=nowait)
+        cached = self._content.get(entry)
+        if cached is not None:
+            return cached[first * PAGE : (first + count) * PAGE]
         group, slot = entry_place(entry)
         table = self.table(group, nowait=nowait)
         row = table.row(slot)
