@@ -36,7 +36,7 @@ class Storage:
 
 @dataclass(slots=True)
 class Disk:
-    """A disk and its open layer. ``refused`` says why its data cannot be given out, when it cannot."""
+    """A disk and its open layer; ``lost`` is the epoch whose accepted writes are gone from the medium."""
 
     id: str
     number: int
@@ -47,7 +47,6 @@ class Disk:
     epoch: int = 0
     lost: int = 0
     origin: str = ""
-    refused: str | None = None
 
 
 @dataclass(slots=True)

@@ -41,8 +41,6 @@ class Replay:
 
     segments: list[Segment] = field(default_factory=list)
     batches: list[Found] = field(default_factory=list)
-    damaged_disks: set[int] = field(default_factory=set)
-    """Disks with a record that was synced and cannot be read."""
     lost_disks: set[int] = field(default_factory=set)
     """Disks with acknowledged records that a restart found gone from the medium."""
     damage: str | None = None
@@ -188,10 +186,8 @@ def _accept(replay: Replay, chain: list[Found | Segment], needed_from: int) -> N
             continue
         if expected is not None and item.batch.sequence < expected:
             continue
-        if item.bad and item.batch.sequence >= needed_from:
-            if item.batch.sequence > replay.synced_upto:
-                break
-            replay.damaged_disks |= item.bad
+        if item.bad and item.batch.sequence >= needed_from and item.batch.sequence > replay.synced_upto:
+            break
         replay.batches.append(item)
         last = item.batch.sequence
         expected = last + 1
