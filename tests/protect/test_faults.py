@@ -204,8 +204,12 @@ def mutations(lab, small: tuple[str, list[tuple[str, bytes]]], count: int, seed:
             detected += 1
             continue
         lost_point = not set(expected) <= set(report.points)
-        lost_index = done.startswith("delete index/")
-        assert not report.ok or lost_point or lost_index, context
+        harmless = done.startswith("delete index/")
+        # White space at the end of the configuration, which people may edit, means nothing.
+        harmless |= memory.content["config.json"].strip() == sound.content["config.json"].strip() and done.endswith(
+            " config.json"
+        )
+        assert not report.ok or lost_point or harmless, context
         detected += 1
         if number % (count // restores):
             continue
@@ -275,7 +279,7 @@ def test_a_flipped_bit_is_named_with_its_points_and_a_full_backup_heals(
     assert lab.restored(one, disk, repository) == first_bytes
 
 
-def test_a_lost_index_is_made_up_for(lab, disk: str, content: list[tuple[str, bytes]]) -> None:
+def test_a_harmless_is_made_up_for(lab, disk: str, content: list[tuple[str, bytes]]) -> None:
     memory = MemoryBlobs()
     repository = Repository.create_on(memory)
     snapshot, data = content[0]

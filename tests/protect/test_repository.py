@@ -118,10 +118,8 @@ def test_documents(document: dict[str, object], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(stored) - 1))
     bit = data.draw(st.integers(0, 7))
     flipped = stored[:at] + bytes((stored[at] ^ 1 << bit,)) + stored[at + 1 :]
-    try:
-        assert open_document(KEY, "points/a", flipped) == document  # the case of a hexadecimal digit
-    except Corrupt:
-        pass
+    with pytest.raises(Corrupt):
+        open_document(KEY, "points/a", flipped)
 
 
 CONTENT = st.binary(min_size=1, max_size=300) | st.integers(1, 5000).map(lambda size: b"ab" * size)

@@ -89,7 +89,7 @@ def open_document(key: Key, blob_name: str, data: bytes) -> dict[str, Any]:
         seal = bytes.fromhex(line.decode("ascii"))
     except ValueError:
         seal = b""
-    if not newline or not key.matches(blob_name, seal, body):
+    if not newline or line != seal.hex().encode() or not key.matches(blob_name, seal, body):
         raise damaged(blob_name, 0, "its seal does not match")
     document: dict[str, Any] = json.loads(body)
     return document
