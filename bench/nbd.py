@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from bench.report import Context, Row, higher
@@ -37,7 +37,7 @@ def fabric(work: Path) -> Iterator[Paths]:
     command = (sys.executable, "-m", "innkeeper.fabric.keeper", "--state-dir", str(paths.state))
     keeper = process.spawn(command, log=log)
     try:
-        asyncio.run(_ask(paths, "ping"))
+        ask(paths, "ping")
         yield paths
     finally:
         keeper.send_signal(signal.SIGTERM)
@@ -47,18 +47,31 @@ def fabric(work: Path) -> Iterator[Paths]:
         paths.run.rmdir()
 
 
-async def _ask(paths: Paths, operation: str, *arguments: Any, **named: Any) -> Any:
-    client = FabricClient(paths.fabric_socket, patience_s=30)
-    await client.connect()
-    try:
-        return await getattr(client, operation)(*arguments, **named)
-    finally:
-        await client.close()
+class Fabric:
+    """A connection to the control socket for code that is not asynchronous; use in a ``with``."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self._runner = asyncio.Runner()
+        self._client = FabricClient(paths.fabric_socket, patience_s=30)
+
+    def __enter__(self) -> Self:
+        self._runner.run(self._client.connect())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def ask(self, operation: str, *arguments: Any, **named: Any) -> Any:
+        """One operation of ``FabricClient``."""
+        return self._runner.run(getattr(self._client, operation)(*arguments, **named))
 
 
 def ask(paths: Paths, operation: str, *arguments: Any, **named: Any) -> Any:
-    """One control operation."""
-    return asyncio.run(_ask(paths, operation, *arguments, **named))
+    """One control operation on a connection of its own."""
+    with Fabric(paths) as running:
+        return running.ask(operation, *arguments, **named)
 
 
 def new_disk(paths: Paths, size_bytes: int) -> str:
