@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from innkeeper.compute import firmware, launcher, qemu, seed
-from innkeeper.compute.inputs import NIC_PORTS, Accelerator, MachineInputs, NbdExport, NicInput, machine_for
+from innkeeper.compute.inputs import (
+    NIC_PORTS,
+    Accelerator,
+    MachineInputs,
+    NbdExport,
+    NicInput,
+    free_port,
+    machine_for,
+)
 from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import Layout
 from innkeeper.daemon.rooms import Rooms
@@ -73,18 +81,17 @@ class Machines:
         return self._rooms.change(vm, None, spec=vm.spec.model_copy(update={"machine": qemu.installed().machine}))
 
     def _nic_inputs(self, nics: Sequence[Nic], layout: Layout | None) -> list[NicInput]:
-        remembered = dict(layout.nics) if layout else {}
-        free = (port for port in NIC_PORTS if port not in remembered.values())
-        return [
-            NicInput(
-                nic.id,
-                nic.mac,
-                self._rooms.paths.tap(nic.number),
-                remembered.get(nic.id) or next(free),
-                self._rooms.store.get(Switch, nic.switch_id).mtu,
-            )
-            for nic in nics
-        ]
+        """Each card at the port that the memory image remembers, else at that of its index: so a guest knows it again."""
+        ports = dict(layout.nics) if layout else {}
+        inputs = []
+        for nic in nics:
+            if nic.id not in ports:
+                own = NIC_PORTS[nic.index] if nic.index < len(NIC_PORTS) else None
+                taken = list(ports.values())
+                ports[nic.id] = own if own and own not in taken else free_port(taken, NIC_PORTS, "nic")
+            mtu = self._rooms.store.get(Switch, nic.switch_id).mtu
+            inputs.append(NicInput(nic.id, nic.mac, self._rooms.paths.tap(nic.number), ports[nic.id], mtu))
+        return inputs
 
     def _write_seed(self, vm: Vm) -> Path | None:
         """The NoCloud ISO, made anew at every start from what the vm's document says; None without cloud-init."""
