@@ -81,7 +81,7 @@ class Machines:
         return self._rooms.change(vm, None, spec=vm.spec.model_copy(update={"machine": qemu.installed().machine}))
 
     def _nic_inputs(self, nics: Sequence[Nic], layout: Layout | None) -> list[NicInput]:
-        """Each card at the port that the memory image remembers, else at that of its index: so a guest knows it again."""
+        """Each card at the port that the memory image remembers, else at its index: so a guest knows it again."""
         ports = dict(layout.nics) if layout else {}
         inputs = []
         for nic in nics:
