@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import backup, nbd, snapshot
+from bench import backup, host, nbd, snapshot
 from bench.report import Context, Row
 
 MODULES: dict[str, Callable[[Context], list[Row]]] = {
     "nbd": nbd.rows,
     "snapshot": snapshot.rows,
     "backup": backup.rows,
+    "host": host.rows,
 }
