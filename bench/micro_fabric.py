@@ -1,6 +1,7 @@
 """What the fabric's core costs without sockets: microseconds per operation, one process, one thread and its drain.
 
-Run: ``python bench/micro_fabric.py [directory] [--size-gib N] [--seconds N]``. The directory gets a pool and is emptied.
+Run: ``python bench/micro_fabric.py [directory] [--size-gib N] [--seconds N]``. The directory gets a pool and is
+emptied.
 """
 
 from __future__ import annotations
