@@ -37,6 +37,17 @@ def test_random_operations_with_failing_io(seed: int) -> None:
     assert world.crashes > 0
 
 
+@pytest.mark.parametrize(
+    ("seed", "faults"),
+    [
+        (2_000_539, False),  # a snapshot's record, replayed into an idle disk, kept the log from being trimmed
+        (1_000_758, True),  # a rescue revived batches that an earlier recovery had left out
+    ],
+)
+def test_seeds_that_once_failed(seed: int, faults: bool) -> None:
+    run(seed, 120, faults=faults)
+
+
 class Machine(RuleBasedStateMachine):
     """The same world with hypothesis choosing, so that a failure is cut down to few operations."""
 

@@ -221,6 +221,8 @@ class PoolCore:
         resized = False
         for found in replay.batches:
             sequence = found.batch.sequence
+            if sequence < replay.needed_from:
+                continue
             for record, position in records_of(found):
                 disk = self.catalog.by_number.get(record.disk)
                 target = next(
@@ -400,7 +402,9 @@ class PoolCore:
 
 
 def apply_record(layer: Layer, record: Record, position: int, sequence: int) -> None:
-    """Put a logged record into its layer's index."""
+    """Put a logged record into its layer's index; one that changes no content leaves the layer as it is."""
+    if record.kind not in (DATA, ZERO, RESIZE):
+        return
     if layer.first_seq is None:
         layer.first_seq = sequence
     if record.kind == DATA:

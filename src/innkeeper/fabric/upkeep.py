@@ -158,7 +158,8 @@ class PoolUpkeep(PoolControl):
             catalog.layers.pop(layer, None)
             try:
                 written = self.writer.commit(catalog.notes(layer.seal_seq or 0))
-                needed = catalog.oldest_needed(self.log.sequence)
+                with self.lock:  # between an append and its entry in a layer nobody knows that it is needed
+                    needed = catalog.oldest_needed(self.log.sequence)
                 with catalog.meta.transaction() as change:
                     catalog.write_all(change)
                     change.put("log_needed_from", needed)

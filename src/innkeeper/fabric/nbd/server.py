@@ -150,7 +150,7 @@ class NbdServer:
         except Problem as damaged:
             log.error("attachment %s cannot be served: %s", name, damaged)
             raise
-        if volume.attachment.uid is not None and volume.attachment.uid != uid:
+        if volume.attachment.uid != uid:  # one without a uid is for use within the process alone
             log.warning("uid %s asked for attachment %s, which belongs to uid %s", uid, name, volume.attachment.uid)
             raise Refused("attachment.uid", "this export belongs to another user")
         return volume
