@@ -98,7 +98,8 @@ def ask(path: Path, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(str(path))
         line.settimeout(PATIENCE_S)
-        sender = threading.Thread(target=send, args=(line, data))  # the echo stops reading while nobody takes its answer
+        # beside the reading: the echo takes no more while nobody takes its answer
+        sender = threading.Thread(target=send, args=(line, data))
         sender.start()
         answer = bytearray()
         while chunk := line.recv(1 << 16):

@@ -41,6 +41,7 @@ def test_random_operations_with_failing_io(seed: int) -> None:
     ("seed", "faults"),
     [
         (2_000_539, False),  # a snapshot's record, replayed into an idle disk, kept the log from being trimmed
+        (4_000_069, True),  # the log was trimmed at opening, and meta.db went on to ask for what was gone
         (1_000_758, True),  # a rescue revived batches that an earlier recovery had left out
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def sockets(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 async def write(client: FabricClient, nbd: Path, disk_id: str, pieces: dict[int, bytes]) -> None:
     attachment = str(uuid4())
-    export = (await client.attach(attachment, disk_id=disk_id, role="writer", uid=None))["export"]
+    export = (await client.attach(attachment, disk_id=disk_id, role="writer", uid=os.geteuid()))["export"]
 
     def send() -> None:
         with NbdClient(nbd, export) as target:
@@ -54,7 +55,7 @@ async def write(client: FabricClient, nbd: Path, disk_id: str, pieces: dict[int,
 
 async def content(client: FabricClient, nbd: Path, **subject: str) -> bytes:
     attachment = str(uuid4())
-    export = (await client.attach(attachment, role="reader", **subject))["export"]
+    export = (await client.attach(attachment, role="reader", uid=os.geteuid(), **subject))["export"]
 
     def receive() -> bytes:
         with NbdClient(nbd, export) as source:

@@ -204,13 +204,15 @@ class PoolCore:
             self.log.sequence = self.log.synced_upto = sequence
             return
         life = int(meta.get("log_life", 0)) + 1
+        needed_from = self.catalog.oldest_needed(sequence)
         with meta.transaction() as change:
             change.put("log_life", life)
+            change.put("log_needed_from", needed_from)  # before the trim, or a freed batch would count as damage
             if resized or replay.lost_disks:
                 self.catalog.write_all(change)
         self.log.generation = life << GENERATION_SHIFT
         self.log.start(sequence, replay.last_sequence)
-        self.log.trim(self.catalog.oldest_needed(sequence))
+        self.log.trim(needed_from)
 
     def _apply(self, replay: Replay) -> bool:
         """Give every record to the layer it belongs to; returns whether a disk's size changed."""

@@ -139,7 +139,7 @@ class OpLog:
         The next batch will be ``sequence + 1``; ``previous`` is the last one that counted.
         """
         with self.lock:
-            for left in self.segments.values():  # may hold batches that recovery left out: a rescue must not revive them
+            for left in self.segments.values():  # what recovery left out of it no rescue may revive
                 left.last_sequence = min(left.last_sequence, previous)
             self.sequence = self.synced_upto = sequence
             segment = self._roll(previous)
