@@ -46,14 +46,17 @@ def find_uefi(*, secure_boot: bool, directories: tuple[Path, ...] = _DIRECTORIES
 # --- TPM -------------------------------------------------------------------------------------------------------------
 
 
-def tpm_command(state: Path, socket: Path) -> list[str]:
-    """The arguments of a guest's swtpm. It ends when QEMU closes the connection."""
+def tpm_command(socket: Path) -> list[str]:
+    """The arguments of a guest's swtpm, to be run in its state's directory. It ends when QEMU closes the connection.
+
+    The state is named relative to it, because the vm's uid may not be allowed to walk the path that leads there.
+    """
     return [
         process.which("swtpm"),
         "socket",
         "--tpm2",
         "--tpmstate",
-        f"dir={state},mode=0600",
+        "dir=.,mode=0600",
         "--ctrl",
         f"type=unixio,path={socket},mode=0600",
         "--terminate",
@@ -67,11 +70,11 @@ async def start_tpm(state: Path, socket: Path, uid: int, log: Path) -> HeldProce
 
     Raises ``Failed`` (``tpm.start_failed``), ``Unavailable`` (``tool.missing``).
     """
-    command = tpm_command(state, socket)
+    command = tpm_command(socket)
     state.mkdir(mode=0o700, exist_ok=True)
     for path in (state, *state.iterdir()):
         os.chown(path, uid, uid)
-    held = HeldProcess.of_child(process.spawn([*unprivileged(uid), *command], log=log))
+    held = HeldProcess.of_child(process.spawn([*unprivileged(uid), *command], cwd=state, log=log))
     for _ in range(200):
         if socket.exists():
             return held
