@@ -326,3 +326,18 @@ def test_bad_requests() -> None:
     pool.attach(READER, snapshot_id=SNAPSHOT, role="reader")
     with pytest.raises(Refused):
         pool.volume(READER).stage_write(0, page(1))
+
+
+def test_restarts_do_not_lengthen_the_log() -> None:
+    """Each opening begins a segment; it takes one that nobody needs, and what is needed stays readable."""
+    io, files, pool = prepared()
+    for value in range(1, 12):
+        pool.volume(WRITER).stage_write(0, page(value))
+        pool.submit()
+        if value % 2:
+            pool.drain()
+        files.end_process()
+        pool = opened(io, files)
+        assert pool.volume(WRITER).read_blocking(0, PAGE) == page(value)
+    assert len(pool.log.segments) <= 4
+    pool.close()

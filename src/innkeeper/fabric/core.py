@@ -211,8 +211,7 @@ class PoolCore:
             if resized or replay.lost_disks:
                 self.catalog.write_all(change)
         self.log.generation = life << GENERATION_SHIFT
-        self.log.start(sequence, replay.last_sequence)
-        self.log.trim(needed_from)
+        self.log.start(sequence, replay.last_sequence, needed_from)
 
     def _apply(self, replay: Replay) -> bool:
         """Give every record to the layer it belongs to; returns whether a disk's size changed."""

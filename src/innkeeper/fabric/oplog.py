@@ -133,14 +133,16 @@ class OpLog:
                 active.closed = True
             return len(gone)
 
-    def start(self, sequence: int, previous: int) -> None:
+    def start(self, sequence: int, previous: int, oldest_needed: int) -> None:
         """Open a new segment after recovery and make it durable, so that what replay left out stays left out.
 
-        The next batch will be ``sequence + 1``; ``previous`` is the last one that counted.
+        The next batch will be ``sequence + 1``; ``previous`` is the last one that counted. Meta says already that nothing
+        below ``oldest_needed`` is needed.
         """
         with self.lock:
             for left in self.segments.values():  # what recovery left out of it no rescue may revive
                 left.last_sequence = min(left.last_sequence, previous)
+            self.trim(oldest_needed)
             self.sequence = self.synced_upto = sequence
             segment = self._roll(previous)
             segment.file.fdatasync()
@@ -172,9 +174,13 @@ class OpLog:
         return Segment(number, file, self.segment_bytes)
 
     def _roll(self, previous: int | None = None) -> Segment:
-        """The next life of a free segment becomes the open one."""
+        """The next life of a free segment becomes the open one.
+
+        The one of the lowest generation first: a header that voids what an older segment has is overwritten after that.
+        """
         if self._free:
-            segment = self._free.pop(0)
+            segment = min(self._free, key=lambda each: each.generation)
+            self._free.remove(segment)
         else:
             number = self._new_number()
             segment = self.segments[number] = self._make(number)

@@ -10,6 +10,7 @@ refused, or the whole pool is read-only when they cannot be told.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from uuid import UUID
 
 from innkeeper.fabric.layout import PAGE, crc32c
@@ -18,6 +19,7 @@ from innkeeper.fabric.oplog import POSITION_SHIFT, Segment
 from innkeeper.system.files import FileSystem
 
 _CHUNK_PAGES = 256
+_ZEROS = bytes(_CHUNK_PAGES * PAGE)
 
 
 @dataclass(slots=True)
@@ -59,13 +61,15 @@ def read_log(files: FileSystem, directory: str, pool_id: UUID, *, needed_from: i
     """
     replay = Replay(needed_from=needed_from)
     chain: list[Found | Segment] = []
-    for segment in _segments(files, directory, pool_id):
-        replay.segments.append(segment)
+    replay.segments = _segments(files, directory, pool_id)
+    for segment, following in zip_longest(replay.segments, replay.segments[1:]):
         if segment.generation == 0:
             continue
         last = segment.previous_sequence
         chain = [item for item in chain if _first(item) <= last]
         chain.append(segment)
+        if following is not None and following.previous_sequence < needed_from:
+            continue  # what counts of it ends there, and nobody needs that
         for found in _scan(segment):
             replay.synced_upto = max(replay.synced_upto, found.batch.synced_upto)
             chain.append(found)
@@ -145,7 +149,7 @@ def _anything_follows(segment: Segment, page: int, pages: int) -> bool:
     while page < pages:
         count = min(_CHUNK_PAGES, pages - page)
         chunk = segment.file.pread(count * PAGE, page * PAGE)
-        if any(chunk):
+        if chunk != _ZEROS[: len(chunk)]:
             for index in range(len(chunk) // PAGE):
                 head = chunk[index * PAGE : (index + 1) * PAGE]
                 if decode_batch(head, segment.seed, segment.generation) is not None:
