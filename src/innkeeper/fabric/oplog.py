@@ -136,8 +136,8 @@ class OpLog:
     def start(self, sequence: int, previous: int, oldest_needed: int) -> None:
         """Open a new segment after recovery and make it durable, so that what replay left out stays left out.
 
-        The next batch will be ``sequence + 1``; ``previous`` is the last one that counted. Meta says already that nothing
-        below ``oldest_needed`` is needed.
+        The next batch will be ``sequence + 1``; ``previous`` is the last one that counted. Meta says already that
+        nothing below ``oldest_needed`` is needed.
         """
         with self.lock:
             for left in self.segments.values():  # what recovery left out of it no rescue may revive
