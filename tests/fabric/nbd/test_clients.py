@@ -209,7 +209,7 @@ def test_fio_verifies_what_it_wrote(busy_lab: NbdLab, tmp_path: Path) -> None:
         tmp_path,
         busy_lab.disk(64 * MIB),
         *("--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=32m"),
-        *("--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1"),
+        *("--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--verify_state_save=0"),
     )
 
 
@@ -223,7 +223,7 @@ def test_fio_verifies_a_million_blocks_while_snapshots_are_taken(busy_lab: NbdLa
     command = [
         *("fio", "--name=job", "--ioengine=nbd", f"--uri={lab.uri(export)}"),
         *("--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16", "--size=512m", "--loops=8"),
-        *("--verify=crc32c", "--verify_backlog=1024", "--verify_fatal=1"),
+        *("--verify=crc32c", "--verify_backlog=1024", "--verify_fatal=1", "--verify_state_save=0"),
         *("--output-format=json", f"--output={output}"),
     ]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
