@@ -25,6 +25,7 @@ from innkeeper.model.resources import VmState
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
 
+@pytest.mark.smoke
 def test_boots_answers_and_shuts_down_leaving_nothing(lab: GuestLab, probe_image: Path) -> None:
     guest = lab.start(lab.machine(lab.serve(copy_probe(probe_image, lab.base / "root.raw"))))
     lab.run(guest.agent.ready(90))

@@ -29,6 +29,7 @@ def own_inn(tmp_path: Path) -> Iterator[LiveInn]:
         yield running
 
 
+@pytest.mark.smoke
 def test_the_first_ten_minutes(own_inn: LiveInn, tmp_path: Path) -> None:
     for words in commands("first-ten-minutes"):
         printed = own_inn(*words)
