@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
-from innkeeper.fabric.layout import BLOCK, PAGE, PAGES_PER_BLOCK, Root, corrupt, crc32c
+from innkeeper.fabric.layout import PAGE, PAGES_PER_BLOCK, Root, corrupt, crc32c
 from innkeeper.model.problems import Corrupt
 from innkeeper.system.files import File
 
@@ -276,10 +276,3 @@ class SlotTable:
         """(bytes when decoded, level) of a map page."""
         raw_bytes, level = MAP_AUX.unpack_from(self.aux, row.aux)
         return raw_bytes, level
-
-
-def raw_bytes_of(row: Row, table: SlotTable) -> int:
-    """Bytes of the item when decoded."""
-    if row.item == ITEM_EXTENT:
-        return BLOCK
-    return table.map_facts(row)[0] if row.item == ITEM_MAP else PAGE

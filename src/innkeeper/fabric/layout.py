@@ -15,7 +15,6 @@ FANOUT = 1024
 MAX_LEVELS = 3
 MAX_DISK_BYTES = FANOUT**MAX_LEVELS * BLOCK
 SECTOR = 512
-LEAF_BYTES = FANOUT * 8
 EXTENT_FROM_PAGES = 8
 """Dirty pages of a block from which the drain makes one extent; below, pieces."""
 

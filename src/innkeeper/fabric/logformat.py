@@ -33,8 +33,6 @@ _RECORD = struct.Struct("<IIQQ")
 HEADER_BYTES = _BATCH.size + _CRC.size
 RECORD_BYTES = _RECORD.size
 SNAP_ID_BYTES = 16
-ROOM = PAGE - HEADER_BYTES
-"""Bytes of a header page for records, page CRCs and snapshot ids."""
 MAX_RECORD_PAGES = 512
 _KIND_SHIFT = 56
 _PAGE_MASK = (1 << _KIND_SHIFT) - 1

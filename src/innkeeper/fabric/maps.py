@@ -23,8 +23,6 @@ from innkeeper.fabric.layout import (
 )
 from innkeeper.fabric.store import GroupStore
 
-NO_PIECES = (HOLE,) * PAGES_PER_BLOCK
-
 
 def leaf_entry(store: GroupStore, root: Root, leaf: int, *, nowait: bool = False) -> int:
     """The map entry of leaf page ``leaf`` (blocks ``leaf * 1024`` on), ``HOLE`` where all are holes."""

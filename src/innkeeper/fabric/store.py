@@ -243,7 +243,3 @@ class GroupStore:
         self._tables.clear()
         self._maps.clear()
         self._content.clear()
-
-    @property
-    def cached_bytes(self) -> int:
-        return self._tables.used_bytes + self._maps.used_bytes + self._content.used_bytes

@@ -15,7 +15,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from innkeeper.fabric.layout import BLOCK, CODEC_RAW, FANOUT, levels_for
+from innkeeper.fabric.layout import CODEC_RAW, FANOUT, levels_for
 from innkeeper.protect.index import Names
 from innkeeper.protect.pack import Encoded
 from innkeeper.protect.sealing import NAME_BYTES
@@ -207,8 +207,3 @@ class MapBuilder:
             at -= 1
             name = self._reader.node(name, at + 1)[number // FANOUT ** (at - level) % FANOUT].tobytes()
         return empty_node() if name == NO_NAME else self._reader.node(name, level).copy()
-
-
-def blocks_of(size_bytes: int) -> int:
-    """How many blocks a disk of that size has; the last may be shorter."""
-    return -(-size_bytes // BLOCK)

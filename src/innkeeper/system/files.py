@@ -139,14 +139,6 @@ def _rest(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
     return []
 
 
-def read_exact(file: File, length: int, offset: int) -> bytes:
-    """Exactly ``length`` bytes; a short file raises ``OSError`` (EIO)."""
-    data = file.pread(length, offset)
-    if len(data) != length:
-        raise OSError(errno.EIO, f"the file ends before byte {offset + length}", file.path)
-    return data
-
-
 _LIBC = CDLL(None, use_errno=True)
 _LIBC.sync_file_range.argtypes = [c_int, c_int64, c_int64, c_uint]
 _SYNC_FILE_RANGE_WRITE = 2

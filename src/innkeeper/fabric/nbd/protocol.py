@@ -24,10 +24,6 @@ SIMPLE_REPLY = Struct(">IIQ")
 """Magic, error, cookie."""
 CHUNK = Struct(">IHHQI")
 """Magic, flags, type, cookie, length of what follows."""
-DATA_CHUNK = Struct(">IHHQIQ")
-"""A chunk's header and the offset that begins its data."""
-ERROR_CHUNK = Struct(">IHHQIIH")
-"""A chunk's header, the error, and the length of its message."""
 
 MAX_OPTION_BYTES = 16 << 10
 """Names are at most 4,096 bytes; nothing that a client says in an option needs more than this."""
