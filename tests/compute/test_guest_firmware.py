@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.root]
 def uefi_parts(lab: GuestLab, *, secure_boot: bool) -> tuple[UefiInput, Path]:
     files = firmware.find_uefi(secure_boot=secure_boot)
     variables = lab.base / "variables.fd"
-    variables.write_bytes(files.template_bytes())
+    variables.write_bytes(files.variables_template.read_bytes())
     return UefiInput(files.code, lab.serve(variables).source, secure_boot), variables
 
 

@@ -120,7 +120,7 @@ def test_the_monitor_comes_back_after_its_connection_was_lost(lab: GuestLab, gol
     connection = guest.monitor._socket
     assert connection is not None
     connection.shutdown(socket.SHUT_RDWR)
-    until(lambda: guest.monitor._socket is not connection and guest.monitor.connected)
+    until(lambda: guest.monitor._socket is not connection and guest.monitor._connected.is_set())
     lab.run(guest.pause())
     lab.run(guest.resume())
     assert lab.sh(guest, "echo fine") == "fine"

@@ -59,7 +59,7 @@ def test_uefi_files_are_found_as_a_pair(tmp_path: Path) -> None:
     assert missing.value.code == "uefi.missing"
     for name in ("OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd"):
         (tmp_path / name).write_bytes(b"x")
-    assert firmware.find_uefi(secure_boot=True, directories=(tmp_path,)).template_bytes() == b"x"
+    assert firmware.find_uefi(secure_boot=True, directories=(tmp_path,)).variables_template.read_bytes() == b"x"
 
 
 def test_a_tpms_state_survives_the_archive(tmp_path: Path) -> None:

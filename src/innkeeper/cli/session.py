@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -79,8 +78,3 @@ class Session:
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
-
-
-def interactive() -> bool:
-    """Whether a person sits at both ends."""
-    return sys.stdin.isatty() and sys.stderr.isatty()

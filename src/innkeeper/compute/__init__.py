@@ -17,11 +17,11 @@ What the daemon uses:
                 guest.shutdown(timeout_s) poweroff() pause() resume() reset() save(image) capture(image, at_instant)
                 attach_disk(disk_id, NbdExport) detach_disk(disk_id) attach_nic(…) detach_nic(nic_id) change_media(iso)
                 wait_ended() release()
-    agent       guest.agent.ready(timeout_s) exec(argv, stdin=…, timeout_s=…) interfaces() set_time(ns)
+    agent       guest.agent.ready(timeout_s) exec(argv, stdin=…, timeout_s=…) interfaces()
                 async with guest.agent.frozen_file_systems(max_frozen_s=…): … always thawed after it
     memory      MemoryImage(directory): exists() layout() size_bytes discard(); Layout.disks: disk id -> root port
     adoption    ProcessIdentity(pid, start_ticks)
-    firmware    find_uefi(secure_boot=…) -> UefiFirmware(code, …).template_bytes()
+    firmware    find_uefi(secure_boot=…) -> UefiFirmware(code, …)
                 pack_tpm(dir) -> bytes, unpack_tpm(bytes, dir, uid)
     seed        seed_image(SeedInputs) -> bytes
     accelerator probe(...) -> Accelerator found by booting a kernel

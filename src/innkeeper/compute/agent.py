@@ -353,10 +353,6 @@ class Agent:
             except OSError as lost:
                 raise self._absent() from lost
 
-    async def set_time(self, nanoseconds: int) -> None:
-        """Set the guest's clock (ns since 1970 UTC), as after going back to a memory image."""
-        await self.call("guest-set-time", {"time": nanoseconds})
-
     async def interfaces(self) -> list[GuestInterface]:
         """The guest's network interfaces with their addresses (at most 64 with 64 addresses)."""
         reply = await self.call("guest-network-get-interfaces")

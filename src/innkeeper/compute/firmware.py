@@ -25,10 +25,6 @@ class UefiFirmware:
     code: Path
     variables_template: Path
 
-    def template_bytes(self) -> bytes:
-        """The initial variables: 528 KiB, a multiple of 4 KiB but not of 64 KiB."""
-        return self.variables_template.read_bytes()
-
 
 def find_uefi(*, secure_boot: bool, directories: tuple[Path, ...] = _DIRECTORIES) -> UefiFirmware:
     """The 4 MB OVMF build; with ``secure_boot`` the one whose variables hold Microsoft's keys.

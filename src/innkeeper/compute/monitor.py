@@ -71,11 +71,6 @@ class Monitor:
         client.register_listener(_Dispatcher(self._deliver))
         return client
 
-    @property
-    def connected(self) -> bool:
-        """Whether commands can be sent at this moment."""
-        return self._connected.is_set()
-
     def watch(self, watcher: EventWatcher) -> Callable[[], None]:
         """Call ``watcher(name, data)`` for every event; returns what ends that."""
         self._watchers.append(watcher)

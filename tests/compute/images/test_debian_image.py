@@ -46,7 +46,7 @@ def test_boots_and_takes_its_seed(lab: GuestLab, debian: BuiltImage, firmware: s
     if firmware == "uefi":
         found = find_uefi(secure_boot=True)
         variables = lab.base / "nvram.raw"
-        variables.write_bytes(found.template_bytes())
+        variables.write_bytes(found.variables_template.read_bytes())
         uefi = UefiInput(found.code, lab.serve(variables).source, secure_boot=True)
     guest = lab.start(lab.machine(lab.serve(disk), uefi=uefi, seed=seed, memory_bytes=1024 * MIB))
     lab.run(guest.agent.ready(600), timeout_s=700)

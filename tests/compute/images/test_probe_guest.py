@@ -84,7 +84,7 @@ def test_the_power_button_shuts_it_down(lab: GuestLab, golden: Golden) -> None:
 def test_boots_under_uefi(lab: GuestLab, probe_image: Path, secure_boot: bool) -> None:
     firmware = find_uefi(secure_boot=secure_boot)
     variables = lab.base / "nvram.raw"
-    variables.write_bytes(firmware.template_bytes())
+    variables.write_bytes(firmware.variables_template.read_bytes())
     uefi = UefiInput(firmware.code, lab.serve(variables).source, secure_boot)
     guest = _boot(lab, probe_image, uefi=uefi, memory_bytes=512 * MIB)
     assert lab.sh(guest, "test -d /sys/firmware/efi && echo efi") == "efi"
