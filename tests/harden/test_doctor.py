@@ -17,7 +17,6 @@ from innkeeper.model.sizes import GIB, MIB
 WELL = HostFacts(
     is_root=True,
     kernel="6.1.0",
-    os_id="Debian GNU/Linux 12 (bookworm)",
     devices={"/dev/kvm": True, "/dev/net/tun": True, "/dev/vhost-net": True},
     kernel_parts={"bridge": True, "nf_tables": True, "tun": True, "br_netfilter": False},
     cgroup_version=2,
@@ -36,7 +35,6 @@ WELL = HostFacts(
     memory_available_bytes=8 * GIB,
     clock_synchronised=True,
     unix_time=1_790_000_000.0,
-    ip_forward=True,
     accelerator="kvm",
 )
 

@@ -30,7 +30,6 @@ class HostFacts:
 
     is_root: bool
     kernel: str
-    os_id: str
     devices: dict[str, bool]
     kernel_parts: dict[str, bool]
     cgroup_version: int
@@ -41,7 +40,6 @@ class HostFacts:
     memory_available_bytes: int
     clock_synchronised: bool | None
     unix_time: float
-    ip_forward: bool
     accelerator: str | None = None
     wanted_ports: tuple[tuple[str, int], ...] = ()
     listeners: tuple[Listener, ...] = ()
@@ -62,7 +60,6 @@ def gather(
     return HostFacts(
         is_root=os.geteuid() == 0,
         kernel=os.uname().release,
-        os_id=_os_id(),
         devices={device: os.access(device, os.R_OK | os.W_OK) for device in _DEVICES},
         kernel_parts={part: _kernel_has(part) for part in _KERNEL_PARTS},
         cgroup_version=2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1,
@@ -73,7 +70,6 @@ def gather(
         memory_available_bytes=memory.get("MemAvailable", 0),
         clock_synchronised=_clock_synchronised(),
         unix_time=time.time(),
-        ip_forward=_read("/proc/sys/net/ipv4/ip_forward") == "1",
         accelerator=accelerator,
         wanted_ports=wanted_ports,
         listeners=tuple(listeners()),
@@ -92,13 +88,6 @@ def _read(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
-
-
-def _os_id() -> str:
-    for line in _read("/etc/os-release").splitlines():
-        if line.startswith("PRETTY_NAME="):
-            return line.partition("=")[2].strip('"')
-    return "unknown"
 
 
 def _meminfo() -> dict[str, int]:
