@@ -141,7 +141,12 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("checkpoint create web now --kind standard")
     assert "standard" in web("checkpoint ls web")
     web("checkpoint show web now")
-    web("checkpoint rm web now")
+    web("checkpoint set web now --name then --label why=upgrade")
+    assert web.json("checkpoint show web then")["labels"] == {"why": "upgrade"}
+    web("checkpoint set web then --no-labels")
+    assert web.json("checkpoint show web then")["labels"] == {}
+    web("checkpoint set web then", code=2)
+    web("checkpoint rm web then")
     web("storage create fast --no-dedup")
     assert "fast" in web("storage ls")
     web("storage rm fast")
@@ -168,6 +173,9 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("repository prune main", code=2)
     web("backup create web --repository main")
     web("backup show web")
+    web("backup set web --label keep=yes")
+    assert web.json("backup show web@0")["labels"] == {"keep": "yes"}
+    web("backup set web@0", code=2)
     web("backup verify web@0")
     web("backup rm web@0")
     assert "vm.create" in web("task ls")

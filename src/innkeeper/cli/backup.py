@@ -8,12 +8,12 @@ import click
 
 from innkeeper.cli import resources
 from innkeeper.cli.lazy import VerbGroup
-from innkeeper.cli.options import InnCommand, Ref, detach_option, dry_run_option, labels_option
+from innkeeper.cli.options import InnCommand, Ref, detach_option, dry_run_option, labels_option, no_labels_option
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
 from innkeeper.cli.progress import settle
 from innkeeper.cli.repository import report
-from innkeeper.cli.resources import names
+from innkeeper.cli.resources import changes, names
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.client.inn import InnClient
 from innkeeper.model import requests as ask
@@ -94,6 +94,18 @@ resources.add_ls(backup, "backups", _columns)
 def show(session: Session, ref: str) -> None:
     """Show everything about one."""
     session.show(find(session.client, ref))
+
+
+@backup.command("set", cls=InnCommand)
+@click.argument("ref", type=BACKUP)
+@labels_option
+@no_labels_option
+@pass_session
+def change(session: Session, ref: str, labels: dict[str, str], no_labels: bool) -> None:
+    """Change its labels; the restore point itself never changes."""
+    wish = changes(ask.BackupSet, labels=labels, no_labels=no_labels)
+    changed = session.client.backups.set(find(session.client, ref).id, wish)
+    session.done(changed, f"{changed.name} changed")
 
 
 @backup.command("restore", cls=InnCommand)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from innkeeper.cli.lazy import VerbGroup
-from innkeeper.cli.options import InnCommand, Ref, detach_option, dry_run_option, labels_option
+from innkeeper.cli.options import InnCommand, Ref, detach_option, dry_run_option, labels_option, no_labels_option
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
 from innkeeper.cli.progress import settle
-from innkeeper.cli.resources import names
+from innkeeper.cli.resources import changes, names
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.model import requests as ask
 from innkeeper.model.resources import Checkpoint
@@ -88,6 +88,22 @@ def ls(session: Session, vm: str | None) -> None:
 def show(session: Session, vm: str, name: str) -> None:
     """Show everything about one."""
     session.show(session.client.checkpoints.find(vm, name))
+
+
+@checkpoint.command("set", cls=InnCommand)
+@click.argument("vm", type=VM)
+@click.argument("name")
+@click.option("--name", "new_name", help="A new name.")
+@labels_option
+@no_labels_option
+@pass_session
+def change(
+    session: Session, vm: str, name: str, new_name: str | None, labels: dict[str, str], no_labels: bool
+) -> None:
+    """Change its name or its labels."""
+    wish = changes(ask.ResourceSet, name=new_name, labels=labels, no_labels=no_labels)
+    changed = session.client.checkpoints.set(vm, name, wish)
+    session.done(changed, f"checkpoint {short_name(changed)} of {vm} changed")
 
 
 @checkpoint.command("apply", cls=InnCommand)

@@ -114,6 +114,11 @@ def labels_option(function: F) -> F:
     )
 
 
+def no_labels_option(function: F) -> F:
+    """``--no-labels``: none of the labels it had."""
+    return click.option("--no-labels", is_flag=True, help="Take all its labels away.")(function)
+
+
 def dry_run_option(function: F) -> F:
     """``--dry-run``: print the plan, do nothing."""
     return click.option("--dry-run", is_flag=True, help="Check the request and print the plan; change nothing.")(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from innkeeper.cli.options import InnCommand, Ref, filter_option, given, labels_option
+from innkeeper.cli.options import InnCommand, Ref, filter_option, given, labels_option, no_labels_option
 from innkeeper.cli.output import Column
+from innkeeper.cli.parse import request
 from innkeeper.cli.session import Session, pass_session
-from innkeeper.model.requests import ResourceSet
+from innkeeper.model.requests import BackupSet, ResourceSet
 
+S = TypeVar("S", ResourceSet, BackupSet)
 Columns = Callable[[Session], list[Column[Any]]]
 
 
@@ -43,14 +45,20 @@ def add_set(group: click.Group, noun: str) -> None:
     @click.argument("ref", type=Ref(noun))
     @click.option("--name", help="A new name.")
     @labels_option
-    @click.option("--no-labels", is_flag=True, help="Take all its labels away.")
+    @no_labels_option
     @pass_session
     def change(session: Session, ref: str, name: str | None, labels: dict[str, str], no_labels: bool) -> None:
-        request = ResourceSet(**given(name=name, labels={} if no_labels else labels or None))
-        if not request.model_fields_set:
-            raise click.UsageError("say what to change")
-        changed = getattr(session.client, noun).set(ref, request)
+        wish = changes(ResourceSet, name=name, labels=labels, no_labels=no_labels)
+        changed = getattr(session.client, noun).set(ref, wish)
         session.done(changed, f"{changed.name} changed")
+
+
+def changes(kind: type[S], *, labels: dict[str, str], no_labels: bool, **named: Any) -> S:
+    """The request for what was named on the command line; a usage error when that is nothing."""
+    asked = given(labels={} if no_labels else labels or None, **named)
+    if not asked:
+        raise click.UsageError("say what to change")
+    return request(kind, **asked)
 
 
 def add_rm(group: click.Group, noun: str) -> None:

@@ -11,7 +11,15 @@ import click
 from innkeeper.cli import resources
 from innkeeper.cli.console import attach_console, serve_vnc
 from innkeeper.cli.lazy import VerbGroup
-from innkeeper.cli.options import SIZE, InnCommand, Ref, detach_option, dry_run_option, labels_option
+from innkeeper.cli.options import (
+    SIZE,
+    InnCommand,
+    Ref,
+    detach_option,
+    dry_run_option,
+    labels_option,
+    no_labels_option,
+)
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
 from innkeeper.cli.progress import settle
@@ -198,7 +206,7 @@ _verb("save", "Write its memory to disk and stop it; start resumes it.", "saved"
 @click.option("--autostop", type=click.Choice(["shutdown", "save", "poweroff"]))
 @click.option("--description")
 @labels_option
-@click.option("--no-labels", is_flag=True, help="Take all its labels away.")
+@no_labels_option
 @pass_session
 def change(
     session: Session,

@@ -69,8 +69,11 @@ class Noun(Generic[R, D]):
         return self._call(self.detail, "GET", self._at(ref))  # type: ignore[return-value]
 
     def _set(self, ref: str, body: BaseModel, revision: int | None) -> R:
+        return self._set_at(self._at(ref), body, revision)
+
+    def _set_at(self, path: str, body: BaseModel, revision: int | None) -> R:
         headers = {"If-Match": f'"{revision}"'} if revision is not None else None
-        return self._call(self.kind, "PATCH", self._at(ref), body=body, headers=headers)  # type: ignore[return-value]
+        return self._call(self.kind, "PATCH", path, body=body, headers=headers)  # type: ignore[return-value]
 
     def _patched(self, ref: str, body: BaseModel, revision: int | None, *, dry_run: bool) -> R | Plan:
         headers = {"If-Match": f'"{revision}"'} if revision is not None else None

@@ -78,6 +78,11 @@ class Checkpoints(Noun[res.Checkpoint, res.Checkpoint]):
         """The checkpoint of that vm with that id or name."""
         return self._call(res.Checkpoint, "GET", self._of(vm_ref, ref))
 
+    def set(
+        self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None
+    ) -> res.Checkpoint:
+        return self._set_at(self._of(vm_ref, ref), request, revision)
+
     def apply(self, vm_ref: str, ref: str) -> res.Task:
         return self._call(res.Task, "POST", f"{self._of(vm_ref, ref)}/apply")
 
@@ -225,6 +230,9 @@ class Backups(Noun[res.Backup, res.Backup]):
 
     def create(self, request: ask.BackupCreate, *, dry_run: bool = False) -> res.Task | views.Plan:
         return self._task_or_plan(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.BackupSet, *, revision: int | None = None) -> res.Backup:
+        return self._set(ref, request, revision)
 
     def rm(self, ref: str) -> res.Task:
         return self._call(res.Task, "DELETE", self._at(ref))

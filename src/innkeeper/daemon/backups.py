@@ -235,6 +235,9 @@ class Backups:
     async def show(self, ref: str) -> Backup:
         return self.resolve(ref)
 
+    async def set(self, ref: str, request: ask.BackupSet, *, revision: int | None = None) -> Backup:
+        return self._rooms.apply_set(self.resolve(ref), request, revision)
+
     async def rm(self, ref: str) -> Task:
         backup = self.resolve(ref)
         return self._rooms.engine.start(

@@ -207,6 +207,15 @@ class Checkpoints:
     async def show(self, vm_ref: str, ref: str) -> Checkpoint:
         return self.resolve(self._rooms.store.get(Vm, vm_ref), ref)
 
+    async def set(
+        self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None
+    ) -> Checkpoint:
+        """Raises ``Conflict`` (``checkpoint.name_taken``, ``state.stale``)."""
+        vm = self._rooms.store.get(Vm, vm_ref)
+        if request.name is not None:
+            request = request.model_copy(update={"name": f"{vm.name}/{request.name}"})
+        return self._rooms.apply_set(self.resolve(vm, ref), request, revision)
+
     async def apply(self, vm_ref: str, ref: str) -> Task:
         """Raises ``Conflict`` (``checkpoint.not_ready``)."""
         vm = self._rooms.store.get(Vm, vm_ref)

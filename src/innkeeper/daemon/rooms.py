@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from innkeeper.fabric.client import FabricClient
 from innkeeper.model.problems import Conflict
-from innkeeper.model.requests import ResourceSet
+from innkeeper.model.requests import BackupSet, ResourceSet
 from innkeeper.model.resources import Resource, Task
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
@@ -43,7 +43,7 @@ class Rooms:
             resource = resource.model_copy(update={"revision": revision})
         return self.store.update(resource.model_copy(update=fields))
 
-    def apply_set(self, resource: R, request: ResourceSet, revision: int | None) -> R:
+    def apply_set(self, resource: R, request: ResourceSet | BackupSet, revision: int | None) -> R:
         """Store ``resource`` with the name and the labels that the request sets."""
         wanted = {key: value for key, value in request.model_dump(exclude_unset=True).items() if value is not None}
         return self.change(resource, revision, **wanted)

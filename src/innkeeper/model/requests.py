@@ -410,6 +410,12 @@ class BackupCreate(Part):
     labels: Labels = Field(default_factory=dict)
 
 
+class BackupSet(Part):
+    """Changes to what is known here of a restore point; in its repository it never changes."""
+
+    labels: Labels | None = None
+
+
 class BackupRestore(Part):
     """Make a new vm ``as_name`` of a backup; its cards join the switches they had (by id, then name) or ``switch``."""
 

@@ -1,0 +1,144 @@
+"""What the fake house's guests are made of: images, disks, storages, switches, cards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fake_shelf import Service
+
+from innkeeper.model import requests as ask
+from innkeeper.model import views
+from innkeeper.model.problems import Invalid, NotFound
+from innkeeper.model.resources import Disk, Image, Nic, Storage, Switch, new_id
+
+if TYPE_CHECKING:
+    from fake_house import FakeHouse
+
+class Images(Service[Image]):
+    async def build(self, request: ask.ImageBuild, *, dry_run: bool = False) -> Any:
+        if request.name not in ("probe", "debian/12"):
+            raise NotFound("image.unknown", f"no recipe for {request.name!r}", remedy="build probe or debian/12")
+        if dry_run:
+            return self.plan(f"build {request.name}")
+        image = Image(name=request.name, size_bytes=2**29, source="packages", ready=True)
+        return self.house.run("image.build", image, lambda: self.shelf.add(image))
+
+    async def import_(self, request: ask.ImageImport, *, dry_run: bool = False) -> Any:
+        if dry_run:
+            return self.plan(f"import {request.name}")
+        image = Image(name=request.name, image_kind=request.image_kind, source=request.path, ready=True)
+        return self.house.run("image.import", image, lambda: self.shelf.add(image))
+
+
+class Disks(Service[Disk]):
+    def __init__(self, house: FakeHouse) -> None:
+        super().__init__(house, Disk)
+        self.exports: dict[str, ask.DiskExport] = {}
+        self.nbd_socket = "/nowhere/nbd.sock"
+
+    async def create(self, request: ask.DiskCreate, *, dry_run: bool = False) -> Any:
+        storage = self.house.storages.shelf.get(request.storage or "default")
+        if dry_run:
+            return self.plan(f"create disk {request.name}")
+        size = request.size_bytes or self.house.images.shelf.get(request.image or "").size_bytes
+        return self.shelf.add(Disk(name=request.name, labels=request.labels, size_bytes=size, storage_id=storage.id))
+
+    async def resize(self, ref: str, request: ask.DiskResize) -> Disk:
+        if request.size_bytes < self.shelf.get(ref).size_bytes and not request.shrink:
+            raise Invalid("disk.shrink", "that is smaller", remedy="use --shrink")
+        return self.shelf.change(ref, size_bytes=request.size_bytes)
+
+    async def snapshot(self, ref: str, request: ask.DiskSnapshot) -> Disk:
+        disk = self.shelf.get(ref)
+        return self.shelf.change(ref, snapshots={**disk.snapshots, request.name: new_id()})
+
+    async def snapshot_rm(self, ref: str, snapshot: str) -> Disk:
+        kept = dict(self.shelf.get(ref).snapshots)
+        if kept.pop(snapshot, None) is None:
+            raise NotFound("snapshot.not_found", f"there is no snapshot {snapshot!r}")
+        return self.shelf.change(ref, snapshots=kept)
+
+    async def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> Any:
+        disk = self.shelf.get(ref)
+        if dry_run:
+            return self.plan(f"clone {disk.name}")
+        return self.shelf.add(Disk(name=request.name, size_bytes=disk.size_bytes, storage_id=disk.storage_id))
+
+    async def diff(self, ref: str, *, base: str | None = None, snapshot: str | None = None) -> views.DiskDiff:
+        found = views.DiskRange(offset_bytes=65536, length_bytes=131072)
+        return views.DiskDiff(disk_id=self.shelf.get(ref).id, base=base, changed_bytes=131072, ranges=[found])
+
+    async def attach(self, ref: str, request: ask.DiskAttach) -> Disk:
+        return self.shelf.change(ref, vm_id=self.house.vms.shelf.get(request.vm).id)
+
+    async def detach(self, ref: str) -> Disk:
+        return self.shelf.change(ref, vm_id=None)
+
+    async def export_open(self, ref: str, request: ask.DiskExport) -> views.OpenExport:
+        disk, attachment = self.shelf.get(ref), new_id()
+        self.exports[attachment] = request
+        return views.OpenExport(
+            attachment_id=attachment,
+            export=attachment,
+            socket=self.nbd_socket,
+            size_bytes=disk.size_bytes,
+            read_only=not request.writable,
+        )
+
+    async def export_close(self, ref: str, attachment_id: str) -> Disk:
+        if self.exports.pop(attachment_id, None) is None:
+            raise NotFound("export.not_found", "there is no such export")
+        return self.shelf.get(ref)
+
+
+class Storages(Service[Storage]):
+    async def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> Any:
+        if "storages.create" in self.house.broken:
+            raise self.house.broken.pop("storages.create")
+        made = Storage(name=request.name, compression=request.compression, dedup=request.dedup, labels=request.labels)
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+
+class Switches(Service[Switch]):
+    async def create(self, request: ask.SwitchCreate, *, dry_run: bool = False) -> Any:
+        subnet = request.subnet or "10.0.0.0/24"
+        made = Switch(name=request.name, switch_kind=request.kind, subnet=subnet, labels=request.labels)
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def show(self, ref: str) -> views.SwitchDetail:
+        switch = self.shelf.get(ref)
+        return views.SwitchDetail(**{name: getattr(switch, name) for name in Switch.model_fields}, bridge="inbr-1")
+
+    async def set(self, ref: str, request: Any, *, revision: int | None = None, dry_run: bool = False) -> Any:
+        if dry_run:
+            return views.Plan(summary=f"would change {self.shelf.get(ref).name}", diff="-old\n+new\n")
+        named = request.model_dump(exclude_unset=True, include={"name", "labels", "dhcp", "dns_domain", "mtu"})
+        return self.shelf.change(ref, revision, **{name: value for name, value in named.items() if value is not None})
+
+    async def rm(self, ref: str, *, dry_run: bool = False) -> Any:
+        return self.plan(f"remove {self.shelf.get(ref).name}") if dry_run else self.shelf.drop(ref)
+
+
+class Nics(Service[Nic]):
+    async def create(self, request: ask.NicCreate, *, dry_run: bool = False) -> Any:
+        vm, switch = self.house.vms.shelf.get(request.vm), self.house.switches.shelf.get(request.switch)
+        count = len(self.shelf.all)
+        mac = request.mac or f"52:54:00:00:01:{count % 256:02x}"
+        made = Nic(name=f"{vm.name}-{count}", vm_id=vm.id, switch_id=switch.id, mac=mac, address=request.address)
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def show(self, ref: str) -> views.NicDetail:
+        nic = self.shelf.get(ref)
+        members = {name: getattr(nic, name) for name in Nic.model_fields}
+        return views.NicDetail(**members, dropped_packets={"arp": 7}, tap="intp-1")
+
+    async def set(self, ref: str, request: Any, *, revision: int | None = None, dry_run: bool = False) -> Any:
+        if dry_run:
+            return self.plan(f"change {self.shelf.get(ref).name}")
+        nic = self.shelf.get(ref)
+        if request.guards is not None:
+            nic.guards = nic.guards.model_copy(update=request.guards.model_dump(exclude_none=True))
+        return self.shelf.change(ref, revision, **({"address": request.address} if request.address else {}))
+
+    async def rm(self, ref: str, *, dry_run: bool = False) -> Any:
+        return self.plan(f"remove {self.shelf.get(ref).name}") if dry_run else self.shelf.drop(ref)
