@@ -106,7 +106,6 @@ class Images:
             format="raw",
             size_bytes=built.size_bytes,
             supports_uefi=built.supports_uefi,
-            identity=built.identity,
         )
 
     async def _unbuild(self, run: Run) -> None:

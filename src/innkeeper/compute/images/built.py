@@ -14,11 +14,10 @@ from innkeeper.system import process
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage:
-    """A raw disk image that was built: ``identity`` names its content (``probe/3f…``)."""
+    """A raw disk image that was built."""
 
     path: Path
     size_bytes: int
-    identity: str
     supports_uefi: bool
 
 

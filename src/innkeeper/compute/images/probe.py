@@ -103,7 +103,7 @@ def build_probe(
         image = _Build(folder, material, files).run(narrow(progress, 0.5, 0.95))
         publish(image, destination)
     progress(1.0, "probe guest built")
-    return BuiltImage(destination, SIZE_BYTES, f"probe/{material.key()[:12]}", supports_uefi=True)
+    return BuiltImage(destination, SIZE_BYTES, supports_uefi=True)
 
 
 class _Build:
