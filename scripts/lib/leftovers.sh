@@ -1,4 +1,4 @@
-# Sourced by scripts/stop and scripts/fresh: what of an inn is still in the kernel. Needs nothing but a shell and nft.
+# Sourced by scripts/fresh: what of an inn is still in the kernel. Needs nothing but a shell and nft.
 
 # leftovers INN-ID STATE: one line for each process, link, nft table, cgroup or mount. An empty INN-ID means every inn's.
 leftovers() {
@@ -14,7 +14,6 @@ leftovers() {
     for entry in /proc/[0-9]*; do
         [ "$entry" != "/proc/$$" ] && [ "$entry" != "/proc/$BASHPID" ] || continue
         case "$(tr '\0' ' ' 2>/dev/null <"$entry/cmdline")" in
-            *scripts/stop*) ;;
             *"$state/"* | *"--state-dir $state "* | *"/run/innkeeper/$inn_id"*) echo "process ${entry#/proc/}" ;;
         esac
     done
