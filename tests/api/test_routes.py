@@ -68,3 +68,9 @@ def test_long_work_is_answered_with_202() -> None:
     create = document["paths"]["/v1/vms"]["post"]["responses"]
     assert create["202"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Task"}
     assert create["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Plan"}
+
+
+def test_a_change_is_answered_with_what_it_made_or_would_make() -> None:
+    change = create_app(FakeHouse()).openapi()["paths"]["/v1/switches/{ref}"]["patch"]["responses"]
+    kinds = change["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["Switch", "Plan"]

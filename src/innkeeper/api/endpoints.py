@@ -137,12 +137,14 @@ class Endpoint:
         if self._listing:
             return 200, Page[get_args(self._returns)[0]], others  # type: ignore[misc]
         kinds = get_args(self._returns) if isinstance(self._returns, UnionType) else (self._returns,)
+        first = kinds[0]
+        is_task = first is Task and self._route.noun.attribute != "tasks"
+        status = 202 if is_task else 201 if self._route.created else 200
+        if status == 200:
+            return status, self._returns, others  # a resource, or the plan of a dry run
         for plan in kinds[1:]:
             others[200] = {"model": plan, "description": "The plan of a dry run; nothing has been done"}
-        first = kinds[0]
-        if first is Task and self._route.noun.attribute != "tasks":
-            return 202, Task, others
-        return (201 if self._route.created else 200), first, others
+        return status, first, others
 
     async def __call__(self, http: Request, **given: Any) -> Response:
         key = given.pop("idempotency_key", None)
