@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from innkeeper.model.problems import Conflict, Failed, Invalid, NoSpace, NotFound, Problem, Unavailable
+from innkeeper.system.bulk import write_bulk
 
 Buffer = bytes | bytearray | memoryview
-_IOV_MAX = 1024
 _TEMPORARY = "tmp"
 
 
@@ -198,14 +198,7 @@ class DirectoryBlobs:
 def _write_synced(path: Path, parts: Sequence[Buffer]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        for first in range(0, len(parts), _IOV_MAX):
-            batch = [memoryview(part) for part in parts[first : first + _IOV_MAX] if len(part)]
-            while batch:
-                written = os.writev(fd, batch)
-                while batch and written >= len(batch[0]):
-                    written -= len(batch.pop(0))
-                if written:
-                    batch[0] = batch[0][written:]
+        write_bulk(fd, parts)
         os.fsync(fd)
     finally:
         os.close(fd)
