@@ -34,7 +34,10 @@ class Problem(Exception):
         self.remedy = remedy
 
     def as_dict(self) -> dict[str, Any]:
-        """The problem as problem+json members (RFC 9457), ``kind`` naming the class for faithful re-raising."""
+        """The problem as problem+json members (RFC 9457).
+
+        ``kind`` names the class for faithful re-raising: of the eight, the one that this problem is or is derived from.
+        """
         return {
             "type": f"urn:innkeeper:problem:{self.code}",
             "title": self.detail,
@@ -43,7 +46,7 @@ class Problem(Exception):
             "detail": self.detail,
             "cause": self.cause,
             "remedy": self.remedy,
-            "kind": type(self).__name__,
+            "kind": next((kind.__name__ for kind in type(self).__mro__ if kind.__name__ in _KINDS), Failed.__name__),
         }
 
     def __str__(self) -> str:
