@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.compute import accelerator, cgroups, firmware, qemu
-from innkeeper.model.problems import Corrupt, Unavailable
+from innkeeper.model.problems import Corrupt, Refused, Unavailable
 
 # --- control groups ---
 
@@ -79,9 +79,13 @@ def test_a_tpms_state_survives_the_archive(tmp_path: Path) -> None:
     assert list(state.iterdir()) == []
 
 
-def hostile(name: str, kind: bytes = tarfile.REGTYPE, size: int = 1) -> bytes:
+def hostile(name: str, kind: bytes = tarfile.REGTYPE, size: int = 1, version: bytes = b"1\n") -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
+        if version:
+            first = tarfile.TarInfo("format")
+            first.size = len(version)
+            tar.addfile(first, io.BytesIO(version))
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, "/etc/passwd"
         member.size = size if kind == tarfile.REGTYPE else 0
@@ -91,7 +95,10 @@ def hostile(name: str, kind: bytes = tarfile.REGTYPE, size: int = 1) -> bytes:
 
 @pytest.mark.parametrize(
     "archive",
-    [b"nonsense" * 100, hostile("../x"), hostile("/etc/x"), hostile(".."), hostile("x", tarfile.SYMTYPE)],
+    [
+        *(b"nonsense" * 100, hostile("../x"), hostile("/etc/x"), hostile(".."), hostile("x", tarfile.SYMTYPE)),
+        *(hostile("x", version=b""), hostile("x", version=b"one")),
+    ],
 )
 def test_a_hostile_archive_changes_nothing(tmp_path: Path, archive: bytes) -> None:
     state = tmp_path / "tpm"
@@ -101,6 +108,18 @@ def test_a_hostile_archive_changes_nothing(tmp_path: Path, archive: bytes) -> No
         firmware.unpack_tpm(archive, state, os.getuid())
     assert {path.name for path in tmp_path.iterdir()} == {"tpm"}
     assert (state / "tpm2-00.permall").read_bytes() == b"good"
+
+
+def test_an_archive_says_its_format_and_a_later_one_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "tpm"
+    state.mkdir()
+    (state / "tpm2-00.permall").write_bytes(b"good")
+    with tarfile.open(fileobj=io.BytesIO(firmware.pack_tpm(state))) as tar:
+        assert tar.getnames() == ["format", "tpm2-00.permall"]
+    with pytest.raises(Refused) as newer:
+        firmware.unpack_tpm(hostile("x", version=b"2\n"), state, os.getuid())
+    assert newer.value.code == "tpm.newer" and newer.value.remedy
+    assert [path.name for path in state.iterdir()] == ["tpm2-00.permall"]
 
 
 # --- QEMU ---

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.compute.adoption import HeldProcess
-from innkeeper.model.problems import Corrupt, Failed, Unavailable
+from innkeeper.model.problems import Corrupt, Failed, Refused, Unavailable
 from innkeeper.system import process
 
 _DIRECTORIES = (Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"), Path("/usr/share/edk2/ovmf"))
 _MAX_TPM_BYTES = 16 * 1024 * 1024
 _TPM_FILES = 16
+_FORMAT_NAME = "format"
+_FORMAT = b"1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +111,29 @@ def tail(log: Path, since: int = 0, limit: int = 2000) -> str:
 def pack_tpm(state: Path) -> bytes:
     """The TPM's state as a tar archive, the same bytes for the same state; empty when there is none.
 
-    Only while its guest has no process, or is stopped.
+    Its first member is ``format`` and holds the version, ``1``; the others are swtpm's files. Only while the guest has
+    no process, or is stopped.
     """
     if not state.is_dir():
         return b""
+    files = [path for path in sorted(state.iterdir()) if path.is_file() and not path.is_symlink()]
+    contents = {path.name: path.read_bytes() for path in files if path.name not in (".lock", _FORMAT_NAME)}
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for path in sorted(state.iterdir()):
-            if path.is_file() and not path.is_symlink() and path.name != ".lock":
-                content = path.read_bytes()
-                member = tarfile.TarInfo(path.name)
-                member.size, member.mode = len(content), 0o600
-                tar.addfile(member, io.BytesIO(content))
+        for name, content in ({_FORMAT_NAME: _FORMAT} | contents).items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o600
+            tar.addfile(member, io.BytesIO(content))
     return archive.getvalue()
 
 
 def unpack_tpm(archive: bytes, state: Path, uid: int) -> None:
     """Put the state back in place of what is there; an empty archive leaves no state. The guest has no process.
 
-    Raises ``Corrupt`` (``tpm.archive``) for anything but a few plain files; then nothing has changed.
+    Raises ``Corrupt`` (``tpm.archive``) for anything but a few plain files, ``Refused`` (``tpm.newer``) for a format of
+    a later program; then nothing has changed.
     """
-    files: dict[str, bytes] = {}
-    broken = "the archive of the TPM's state is damaged"
-    if archive:
-        try:
-            with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-                for member in tar:
-                    plain = member.isreg() and "/" not in member.name and not member.name.startswith(".")
-                    if not plain or member.size > _MAX_TPM_BYTES or len(files) >= _TPM_FILES:
-                        raise Corrupt("tpm.archive", broken, cause=f"member {member.name[:80]!r}")
-                    content = tar.extractfile(member)
-                    files[member.name] = content.read() if content else b""
-        except tarfile.TarError as unreadable:
-            raise Corrupt("tpm.archive", broken, cause=str(unreadable)) from unreadable
+    files = _tpm_files(archive) if archive else {}
     fresh = state.with_name(state.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700, parents=True)
@@ -152,6 +144,32 @@ def unpack_tpm(archive: bytes, state: Path, uid: int) -> None:
         os.chown(path, uid, uid)
     shutil.rmtree(state, ignore_errors=True)
     fresh.rename(state)
+
+
+def _tpm_files(archive: bytes) -> dict[str, bytes]:
+    """The files in an archive of ``pack_tpm``. Raises what ``unpack_tpm`` does."""
+    files: dict[str, bytes] = {}
+    broken = "the archive of the TPM's state is damaged"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            for member in tar:
+                plain = member.isreg() and "/" not in member.name and not member.name.startswith(".")
+                if not plain or member.size > _MAX_TPM_BYTES or len(files) > _TPM_FILES:
+                    raise Corrupt("tpm.archive", broken, cause=f"member {member.name[:80]!r}")
+                content = tar.extractfile(member)
+                files[member.name] = content.read() if content else b""
+    except tarfile.TarError as unreadable:
+        raise Corrupt("tpm.archive", broken, cause=str(unreadable)) from unreadable
+    version = files.pop(_FORMAT_NAME, b"")
+    if not version.strip().isdigit():
+        raise Corrupt("tpm.archive", broken, cause="it does not say its format")
+    if version != _FORMAT:
+        raise Refused(
+            "tpm.newer",
+            f"the TPM's state is kept in format {int(version)}, this program knows {int(_FORMAT)}",
+            remedy="install the version of Innkeeper that wrote it, or a newer one",
+        )
+    return files
 
 
 async def stop_tpm(held: HeldProcess, timeout_s: float = 5.0) -> None:
