@@ -61,16 +61,20 @@ class Paths:
             _found(state, identity)
         try:
             facts = json.loads(identity.read_text())
-            version, inn_id, inn_uuid = facts["format"], facts["id"], facts["uuid"]
+            if facts["format"] != FORMAT_VERSION:
+                raise Corrupt(
+                    "inn.format",
+                    f"{identity} has format {facts['format']}, this program knows {FORMAT_VERSION}",
+                    remedy="install the version of Innkeeper that wrote it, or a newer one",
+                )
+            return cls(state, facts["id"], facts["uuid"])
         except (OSError, ValueError, KeyError, TypeError) as unreadable:
-            raise Corrupt("inn.format", f"{identity} cannot be read", cause=str(unreadable)) from unreadable
-        if version != FORMAT_VERSION:
             raise Corrupt(
                 "inn.format",
-                f"{identity} has format {version}, this program knows {FORMAT_VERSION}",
-                remedy="install the version of Innkeeper that wrote it, or a newer one",
-            )
-        return cls(state, inn_id, inn_uuid)
+                f"{identity} cannot be read",
+                cause=repr(unreadable),
+                remedy="put it back from a backup: every name that the inn has in the kernel comes from it",
+            ) from unreadable
 
     @property
     def run(self) -> Path:
