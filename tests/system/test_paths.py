@@ -16,7 +16,7 @@ from innkeeper.system.paths import VM_UIDS, Paths
 
 LONGEST_DEVICE_NAME = 15
 LARGEST_NUMBER = 36**6 - 1
-"""Six characters in base 36 are what remains of a device's name."""
+"""Six characters in base 36 are what remains of a device's name; an inn gives numbers of at most five."""
 
 INN_IDS = st.text(string.digits + string.ascii_lowercase, min_size=4, max_size=4)
 NUMBERS = st.integers(min_value=0, max_value=LARGEST_NUMBER)
