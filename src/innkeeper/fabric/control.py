@@ -78,7 +78,8 @@ class PoolControl(PoolCore):
             known = self.catalog.disks.get(disk_id)
             if known is not None:
                 if (known.size_bytes, known.storage_id, known.origin) != (size_bytes, storage_id, ""):
-                    raise Conflict("disk.exists", f"disk {disk_id} exists with another size, storage or origin")
+                    detail = f"disk {disk_id} exists with another size, storage or origin"
+                    raise Conflict("disk.exists", detail, remedy="give the new disk another id")
                 return self._disk_facts(known)
             storage = self.catalog.storage(storage_id)
             return self._add_disk(disk_id, storage.id, size_bytes, None, Root(0, 1), "")
@@ -90,7 +91,8 @@ class PoolControl(PoolCore):
             known = self.catalog.disks.get(disk_id)
             if known is not None:
                 if known.origin != snapshot_id:
-                    raise Conflict("disk.exists", f"disk {disk_id} exists and is no clone of {snapshot_id}")
+                    detail = f"disk {disk_id} exists and is no clone of {snapshot_id}"
+                    raise Conflict("disk.exists", detail, remedy="give the clone another id")
                 return self._disk_facts(known)
             snapshot = self.catalog.snapshot(snapshot_id)
             return self._add_disk(
