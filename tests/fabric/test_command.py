@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,9 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+
+from innkeeper.fabric.client import FabricClient
+from innkeeper.model.resources import new_id
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 64 * KIB
@@ -170,3 +174,30 @@ def test_damage_is_found_and_a_lost_meta_rebuilt(fabric: Fabric, tmp_path: Path)
     ended = fabric.run("check")
     assert ended.returncode == 1
     assert json.loads(ended.stdout)["problems"]
+
+
+def test_a_pool_is_served_without_a_daemon(fabric: Fabric, tmp_path: Path) -> None:
+    disk = fabric("disk", "create", "--size", "1M")
+    nbd, control = tmp_path / "nbd.sock", tmp_path / "control.sock"
+    serving = subprocess.Popen(fabric.command(("serve", "--socket", str(nbd), "--control", str(control))))
+
+    async def attach() -> str:
+        client = FabricClient(control)
+        await client.connect()
+        try:
+            attached = await client.attach(new_id(), disk_id=disk, role="writer", uid=os.geteuid())
+            return str(attached["export"])
+        finally:
+            await client.close()
+
+    try:
+        export = asyncio.run(attach())
+        qemu_io(f"nbd+unix:///{export}?socket={nbd}", "write -P 0x66 0 1M", "flush")
+        fabric.refused("pool.locked", "show")
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0
+    assert not nbd.exists() and not control.exists()
+    fabric("detach", export)
+    with fabric.exported(disk) as uri:
+        qemu_io(uri, "read -P 0x66 0 1M", read_only=True)
