@@ -57,6 +57,55 @@ def read(volume: Volume, offsets: list[int], size: int) -> int:
     return slow
 
 
+def measure_sequential(pool: Pool, volume: Volume, size: int, chance: random.Random) -> None:
+    """Write all of the disk twice, compressible and not, and read it."""
+    half = [chance.randbytes(32768) + bytes(32768) for _ in range(64)]
+    mib = [b"".join(chance.choices(half, k=16)) for _ in range(64)]
+    unique = [bytes(memoryview(chance.randbytes(MIB))) for _ in range(64)]
+    offsets = list(range(0, size, MIB))
+    timed("1 MiB sequential write, compressible", len(offsets), MIB, lambda: write(pool, volume, offsets, mib, 4))
+    timed("drain", 1, 0, lambda: pool.drain() and None)
+    timed("1 MiB sequential write, unique", len(offsets), MIB, lambda: write(pool, volume, offsets, unique, 4))
+    timed("drain", 1, 0, lambda: pool.drain() and None)
+    timed("1 MiB sequential read, drained", len(offsets), MIB, lambda: print(read(volume, offsets, MIB), "slow"))
+
+
+def measure_random(pool: Pool, volume: Volume, size: int, chance: random.Random, pages: list[bytes]) -> None:
+    """A burst of small writes, read from the log and after its drain."""
+    burst = [chance.randrange(size // PAGE) * PAGE for _ in range(60_000)]
+    timed("4 KiB random write, burst, 32 an append", len(burst), PAGE, lambda: write(pool, volume, burst, pages, 32))
+    timed("4 KiB random read, from the log", len(burst), PAGE, lambda: print(read(volume, burst, PAGE), "slow"))
+    timed("drain of it", len(burst), PAGE, lambda: pool.drain() and None)
+    timed("4 KiB random read, pieces", len(burst), PAGE, lambda: print(read(volume, burst, PAGE), "slow"))
+    others = [chance.randrange(size // PAGE) * PAGE for _ in range(60_000)]
+    timed("4 KiB random read, extents and pieces", len(others), PAGE, lambda: print(read(volume, others, PAGE), "slow"))
+
+
+def measure_sustained(
+    pool: Pool, volume: Volume, size: int, chance: random.Random, pages: list[bytes], seconds: float
+) -> None:
+    """Small writes for so long that the drain decides."""
+    done, start, last = 0, time.perf_counter(), 0.0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        offsets = [chance.randrange(size // PAGE) * PAGE for _ in range(3200)]
+        write(pool, volume, offsets, pages, 32)
+        done += len(offsets)
+        if elapsed - last > 5:
+            last = elapsed
+            print(f"  {elapsed:5.1f} s {done / elapsed:8.0f} op/s  stored {pool.used_bytes() >> 20} MiB", flush=True)
+    report("4 KiB random write, sustained", done, time.perf_counter() - start, PAGE)
+
+
+def milliseconds(name: str, work: Callable[[], object]) -> None:
+    """How long each of ten repetitions takes."""
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    print(f"{name}, ms:", " ".join(f"{each * 1000:.1f}" for each in times))
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("directory", nargs="?", default="/tmp/fabric-micro")
@@ -75,47 +124,13 @@ def main() -> None:
     volume = pool.volume(attachment)
     report("(start)", 1, 1, 0)
 
-    half = [chance.randbytes(32768) + bytes(32768) for _ in range(64)]
-    mib = [b"".join(chance.choices(half, k=16)) for _ in range(64)]
-    unique = [bytes(memoryview(chance.randbytes(MIB))) for _ in range(64)]
-    sequential = list(range(0, size, MIB))
-    timed("1 MiB sequential write, compressible", len(sequential), MIB, lambda: write(pool, volume, sequential, mib, 4))
-    timed("drain", 1, 0, lambda: pool.drain() and None)
-    timed("1 MiB sequential write, unique", len(sequential), MIB, lambda: write(pool, volume, sequential, unique, 4))
-    timed("drain", 1, 0, lambda: pool.drain() and None)
-    timed("1 MiB sequential read, drained", len(sequential), MIB, lambda: print(read(volume, sequential, MIB), "slow"))
-
     pages = [chance.randbytes(PAGE) for _ in range(1024)]
-    burst = [chance.randrange(size // PAGE) * PAGE for _ in range(60_000)]
-    timed("4 KiB random write, burst, 32 an append", len(burst), PAGE, lambda: write(pool, volume, burst, pages, 32))
-    timed("4 KiB random read, from the log", len(burst), PAGE, lambda: print(read(volume, burst, PAGE), "slow"))
-    timed("drain of it", len(burst), PAGE, lambda: pool.drain() and None)
-    timed("4 KiB random read, pieces", len(burst), PAGE, lambda: print(read(volume, burst, PAGE), "slow"))
-    others = [chance.randrange(size // PAGE) * PAGE for _ in range(60_000)]
-    timed("4 KiB random read, extents and pieces", len(others), PAGE, lambda: print(read(volume, others, PAGE), "slow"))
-
-    done, start, last = 0, time.perf_counter(), 0.0
-    while (elapsed := time.perf_counter() - start) < options.seconds:
-        offsets = [chance.randrange(size // PAGE) * PAGE for _ in range(3200)]
-        write(pool, volume, offsets, pages, 32)
-        done += len(offsets)
-        if elapsed - last > 5:
-            last = elapsed
-            print(f"  {elapsed:5.1f} s {done / elapsed:8.0f} op/s  stored {pool.used_bytes() >> 20} MiB", flush=True)
-    report("4 KiB random write, sustained", done, time.perf_counter() - start, PAGE)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        snapshot = str(uuid4())
-        pool.snapshot_create({snapshot: disk})
-        times.append(time.perf_counter() - begin)
-    print("snapshots, ms:", " ".join(f"{each * 1000:.1f}" for each in times))
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        pool.disk_clone(str(uuid4()), snapshot)
-        times.append(time.perf_counter() - begin)
-    print("clones, ms:", " ".join(f"{each * 1000:.1f}" for each in times))
+    measure_sequential(pool, volume, size, chance)
+    measure_random(pool, volume, size, chance, pages)
+    measure_sustained(pool, volume, size, chance, pages, options.seconds)
+    milliseconds("snapshots", lambda: pool.snapshot_create({str(uuid4()): disk}))
+    snapshot = pool.snapshot_ls(disk)[-1]["id"]
+    milliseconds("clones", lambda: pool.disk_clone(str(uuid4()), snapshot))
     pool.close()
     begin = time.perf_counter()
     pool = Pool.open(Io(), str(path))
