@@ -93,15 +93,6 @@ class Lru(Generic[K, V]):
             if old is not None:
                 self._used -= old[1]
 
-    def clear(self) -> None:
-        with self._lock:
-            self._items.clear()
-            self._used = 0
-
-    @property
-    def used_bytes(self) -> int:
-        return self._used
-
 
 class GroupStore:
     """Groups of one pool, read by (group, slot). Knows rows; the drain and the sweep change them after commits."""
@@ -237,9 +228,3 @@ class GroupStore:
         if row.item != ITEM_PIECE:
             raise corrupt(table.file.path, row.offset, f"slot {slot} holds item kind {row.item}, not a piece")
         return self._stored(table.file, row, nowait)
-
-    def drop_caches(self) -> None:
-        """Forget everything cached; readers load it again."""
-        self._tables.clear()
-        self._maps.clear()
-        self._content.clear()

@@ -31,10 +31,6 @@ class Entry:
         return cls(path, stat.S_IFREG | (0o755 if executable else 0o644), data)
 
     @classmethod
-    def symlink(cls, path: str, target: str) -> Entry:
-        return cls(path, stat.S_IFLNK | 0o777, target.encode())
-
-    @classmethod
     def character_device(cls, path: str, major: int, minor: int) -> Entry:
         return cls(path, stat.S_IFCHR | 0o600, device=(major, minor))
 
