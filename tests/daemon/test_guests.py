@@ -28,13 +28,19 @@ def test_a_guest_lives(inn: LiveInn) -> None:
     inn("vm", "resume", "life")
 
     boot = inn.sh("life", "cat /proc/sys/kernel/random/boot_id; echo remembered > /tmp/in-memory")
+    inn("vm", "set", "life", "--cpus", "2", "--protect")
     inn("vm", "save", "life")
     assert inn.json("vm", "show", "life")["status"]["pid"] is None
+    memory = inn.state / "vms" / detail["id"] / "saved" / "memory.bin"
+    memory.rename(memory.with_suffix(".away"))
+    assert inn.run("vm", "start", "life").returncode == 1
+    assert inn.json("vm", "show", "life")["status"]["state"] == "saved", "a start that failed costs no memory"
+    memory.with_suffix(".away").rename(memory)
     inn("vm", "start", "life", "--wait", "ready")
     assert inn.sh("life", "cat /tmp/in-memory") == "remembered"
     assert inn.sh("life", "cat /proc/sys/kernel/random/boot_id") == boot
+    assert inn.sh("life", "nproc") == "1", "it goes on as it was saved, whatever was set meanwhile"
 
-    inn("vm", "set", "life", "--cpus", "2", "--protect")
     inn("vm", "shutdown", "life")
     assert inn.json("vm", "show", "life")["status"]["state"] == "stopped"
     inn.refused("vm.protected", "vm", "rm", "life")

@@ -32,6 +32,7 @@ from innkeeper.model.views import Plan
 
 VM = Ref("vms")
 _WAIT = click.Choice(["none", "running", "ready"])
+_AT_NEXT_BOOT = frozenset(("cpus", "memory_bytes", "firmware", "secure_boot"))
 
 
 @click.group(cls=VerbGroup, help="Guests.")
@@ -230,7 +231,8 @@ def change(
     if no_iso:
         wish.iso = None  # an explicit null is what ejects
     changed = session.client.vms.set(ref, wish)
-    session.done(changed, f"{changed.name} changed")
+    later = members.keys() & _AT_NEXT_BOOT and changed.status.state not in (VmState.STOPPED, VmState.CRASHED)
+    session.done(changed, f"{changed.name} changed" + (", from its next boot on" if later else ""))
 
 
 @vm.command("rename", cls=InnCommand)

@@ -106,7 +106,7 @@ class MemoryImage:
                 "memory.mismatch",
                 "the vm's saved memory does not fit the vm as it is now",
                 cause="; ".join(differences),
-                remedy="set the vm back to what it was, or discard the saved memory",
+                remedy="set the vm back to what it was, or give the saved memory up with 'inn vm poweroff'",
             )
 
     def begin(self) -> int:

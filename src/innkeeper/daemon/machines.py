@@ -47,6 +47,7 @@ class Machines:
     async def prepare(self, vm: Vm, accelerator: Accelerator, layout: Layout | None = None) -> MachineInputs:
         """Attach, plug and write all that the vm needs; ``layout`` is that of the memory image it goes on from.
 
+        Such a vm has the processors and the memory of the image: what was changed since takes effect when it boots.
         Raises what the fabric and the switches raise; ``clear`` gives back what was got so far.
         """
         exports = {link.disk_id: await self.attach(vm, link) for link in vm.spec.disks}
@@ -60,6 +61,9 @@ class Machines:
         if vm.spec.firmware == Firmware.UEFI:
             uefi = firmware.find_uefi(secure_boot=vm.spec.secure_boot).code
         pinned = self._pin(vm)
+        if layout is not None:
+            as_it_ran = {"cpus": layout.cpus, "memory_bytes": layout.memory_bytes}
+            pinned = pinned.model_copy(update={"spec": pinned.spec.model_copy(update=as_it_ran)})
         return machine_for(
             pinned,
             machine=qemu.installed().machine,

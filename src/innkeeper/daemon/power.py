@@ -100,6 +100,7 @@ class Power:
                 "vm.state",
                 f"vm {vm.name!r} is {vm.status.state}: it is not possible to {operation} it",
                 cause=f"the vm must be {' or '.join(allowed)}",
+                remedy=f"'inn vm show {vm.name}' tells its state; start, resume or shut it down first",
             )
         return self._rooms.engine.start(
             task_kind, {"vm_id": vm.id, **parameters}, target_kind="vm", target_id=vm.id, target_name=vm.name
@@ -176,7 +177,14 @@ class Power:
             await self.start_now(vm, run)
 
     async def _undo_start(self, run: Run) -> None:
-        await self.poweroff_now(self._vm(run))
+        """Nothing runs; memory that was saved stays, for the next attempt."""
+        vm = self._vm(run)
+        guest = self._guests.get(vm.id)
+        if guest is not None:
+            await guest.poweroff()
+        await self._clear(vm.id)
+        saved = self.saved_image(vm).exists()
+        self._status(vm.id, state=VmState.SAVED if saved else VmState.STOPPED)
 
     # --- following the guest ---
 
