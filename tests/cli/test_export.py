@@ -108,7 +108,7 @@ def ask(path: Path, data: bytes) -> bytes:
         return bytes(answer)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_export_passes_bytes_until_it_is_interrupted(
     served: RunningApi, home: Paths, ending: signal.Signals
 ) -> None:

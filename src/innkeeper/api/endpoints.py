@@ -28,7 +28,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from innkeeper.api.idempotency import Idempotency
 from innkeeper.api.paging import MAX_LIMIT, Page, page
-from innkeeper.api.peer import peer_uid
+from innkeeper.api.peer import peer_pid, peer_uid
 from innkeeper.api.routes import Route
 from innkeeper.api.services import House
 from innkeeper.api.translation import PROBLEM_RESPONSES
@@ -151,8 +151,10 @@ class Endpoint:
         paging = {name: given.pop(name) for name in _RESERVED if name in given}
         if "revision" in self._taken:
             given["revision"] = _revision(given["revision"])
-        if isinstance(given.get("request"), DiskExport) and given["request"].uid is None:
-            given["request"] = given["request"].model_copy(update={"uid": peer_uid(http)})
+        if isinstance(given.get("request"), DiskExport):
+            wish = given["request"]
+            uid = peer_uid(http) if wish.uid is None else wish.uid
+            given["request"] = wish.model_copy(update={"uid": uid, "pid": peer_pid(http)})
         if key is None:
             return await self._act(given, paging)
         body = await http.body()

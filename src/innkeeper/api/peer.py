@@ -24,6 +24,12 @@ class PeerProtocol(H11Protocol):
             self.client = (f"uid:{uid}", pid)
 
 
+def peer_pid(request: Request) -> int:
+    """The process that asks; our own when the application is called in-process."""
+    client = request.client
+    return client.port if client is not None and client.host.startswith("uid:") else os.getpid()
+
+
 def peer_uid(request: Request) -> int:
     """The uid of the process that asks; our own when the application is called in-process."""
     host = request.client.host if request.client else ""

@@ -54,7 +54,7 @@ def uri(export: str, path: Path) -> str:
 
 
 def serve_export(session: Session, ref: str, wish: DiskExport, path: Path) -> None:
-    """Serve the disk at ``path`` until SIGINT or SIGTERM; the attachment and the socket are gone afterwards."""
+    """Serve the disk at ``path`` until SIGINT, SIGTERM or SIGHUP; the attachment and the socket are gone afterwards."""
     path = path.absolute()
     listener = _bind(path)
     try:

@@ -40,10 +40,10 @@ async def _splice(upstream: str, reader: asyncio.StreamReader, writer: asyncio.S
 
 
 async def relay(listener: socket.socket, upstream: str, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve ``listener`` until SIGINT or SIGTERM: every connection is spliced to one of its own at ``upstream``."""
+    """Splice every connection to ``listener`` to one of its own at ``upstream``, until SIGINT, SIGTERM or SIGHUP."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
     running: set[asyncio.Task[None]] = set()
 

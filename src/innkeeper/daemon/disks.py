@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Protocol
 
 from innkeeper.daemon.allocate import free_name
+from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
 from innkeeper.model import requests as ask
@@ -14,6 +17,7 @@ from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Vm, new
 from innkeeper.model.sizes import format_size
 
 BLOCK_BYTES = 64 * 1024
+log = logging.getLogger(__name__)
 
 
 class DiskUsers(Protocol):
@@ -26,8 +30,9 @@ class DiskUsers(Protocol):
 class Disks:
     """The ``disk`` noun, and what other services do with disks."""
 
-    def __init__(self, rooms: Rooms, storages: Storages) -> None:
+    def __init__(self, rooms: Rooms, storages: Storages, exports: Exports) -> None:
         self._rooms = rooms
+        self._exports = exports
         self._storages = storages
         self._users: DiskUsers | None = None
 
@@ -76,9 +81,15 @@ class Disks:
             for disk in self._rooms.store.find(Disk, ready=False)
             if not self._rooms.in_unfinished_task(disk.id)
         ]
+        gone = []
         for disk in left:
-            await self.unmake(disk.id)
-        return [disk.name for disk in left]
+            try:
+                await self.unmake(disk.id)
+            except Problem as refused:
+                log.warning("disk %s was left half-made and cannot be removed: %s", disk.name, refused)
+            else:
+                gone.append(disk.name)
+        return gone
 
     def blank(self, name: str, size_bytes: int, storage: str | None, **fields: object) -> Disk:
         """A document for a new disk; its name is varied when it is taken."""
@@ -300,13 +311,18 @@ class Disks:
         attachment_id = new_id()
         role = "writer" if request.writable else "reader"
         snapshot_id = self.snapshot_id(disk, request.snapshot) if request.snapshot else None
-        opened = await self._rooms.fabric.attach(
-            attachment_id,
-            disk_id=None if snapshot_id else disk.id,
-            snapshot_id=snapshot_id,
-            role=role,
-            uid=request.uid or 0,
-        )
+        self._exports.begin(attachment_id, request.pid or os.getpid())
+        try:
+            opened = await self._rooms.fabric.attach(
+                attachment_id,
+                disk_id=None if snapshot_id else disk.id,
+                snapshot_id=snapshot_id,
+                role=role,
+                uid=request.uid or 0,
+            )
+        except Problem:
+            await self._exports.end(attachment_id)
+            raise
         size_bytes = disk.size_bytes
         if snapshot_id:
             size_bytes = int((await self._rooms.fabric.snapshot_show(snapshot_id))["size_bytes"])
@@ -320,5 +336,5 @@ class Disks:
 
     async def export_close(self, ref: str, attachment_id: str) -> Disk:
         disk = self._rooms.store.get(Disk, ref)
-        await self._rooms.fabric.detach(attachment_id)
+        await self._exports.end(attachment_id)
         return disk

@@ -12,6 +12,7 @@ from innkeeper.daemon.assembly import Assembly
 from innkeeper.daemon.backups import Backups
 from innkeeper.daemon.checkpoints import Checkpoints
 from innkeeper.daemon.disks import Disks
+from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.host import Host
 from innkeeper.daemon.images import Images
 from innkeeper.daemon.nics import Nics
@@ -40,7 +41,8 @@ class House:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self.storages = Storages(rooms)
-        self.disks = Disks(rooms, self.storages)
+        self.exports = Exports(rooms)
+        self.disks = Disks(rooms, self.storages, self.exports)
         self.images = Images(rooms, self.disks, self.storages)
         self.switches = Switches(rooms)
         self.nics = Nics(rooms, self.switches)
@@ -71,9 +73,12 @@ class House:
         await self.storages.found_default()
         await self.switches.ensure_all()
         await self.power.adopt_all()
+        await self.exports.settle()
         await self._rooms.engine.recover()
         for name in await self.disks.tidy():
             log.warning("disk %s was left half-made and has been removed", name)
+        for stranger in await self.exports.strangers():
+            log.warning("the fabric holds %s, which nothing here knows; it is kept", stranger)
         await self.power.autostart()
 
     async def events(self, since: int | None = None) -> AsyncIterator[views.Event]:
@@ -129,6 +134,7 @@ async def open_house(paths: Paths) -> AsyncIterator[House]:
                 await engine.close()
                 await house.power.let_go()
                 await house.switches.let_go()
+                house.exports.let_go()
         finally:
             await fabric.close()
             store.close()

@@ -276,11 +276,15 @@ class DiskAttach(Part):
 
 
 class DiskExport(Part):
-    """Serve a disk, or its ``snapshot``, over NBD to processes of ``uid``; the uid of the caller when absent."""
+    """Serve a disk, or its ``snapshot``, over NBD to processes of ``uid``; the uid of the caller when absent.
+
+    It ends when the caller's process does; ``pid`` is that, whatever the request says.
+    """
 
     snapshot: Ref | None = None
     writable: bool = False
     uid: int | None = Field(default=None, ge=0, lt=2**32 - 1)
+    pid: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _writable_head(self) -> DiskExport:
