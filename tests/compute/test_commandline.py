@@ -109,9 +109,7 @@ def machines(draw: st.DrawFn) -> MachineInputs:
         DiskInput(str(next(ids)), NbdExport(NBD, str(next(ids))), port, boot if draw(st.booleans()) else None)
         for port, boot in zip(disk_ports, boots, strict=False)
     ]
-    nics = [
-        NicInput(str(next(ids)), f"52:54:00:00:00:{port:02x}", f"intp-k3f9{port}", port) for port in nic_ports
-    ]
+    nics = [NicInput(str(next(ids)), f"52:54:00:00:00:{port:02x}", f"intp-k3f9{port}", port) for port in nic_ports]
     uefi = draw(st.sampled_from([None, UEFI, SECURE]))
     return MachineInputs(
         vm_id=str(next(ids)),

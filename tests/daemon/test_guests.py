@@ -110,21 +110,3 @@ def test_a_guest_that_dies_is_noticed_and_can_be_started_again(inn: LiveInn) -> 
     assert "signal 9" in inn.json("vm", "show", "mortal")["status"]["reason"]
     inn("vm", "start", "mortal", "--wait", "ready")
     inn("vm", "rm", "mortal", "--force", "--with-disks")
-
-
-def test_a_uefi_guest_with_secure_boot_and_a_tpm_is_checkpointed_whole(inn: LiveInn) -> None:
-    inn(
-        *("vm", "create", "secure", "--image", "probe", "--memory", "256M"),
-        *("--firmware", "uefi", "--secure-boot", "--tpm", "--wait", "ready"),
-    )
-    assert inn.sh("secure", "ls -d /sys/firmware/efi") == "/sys/firmware/efi"
-    assert "tpm0" in inn.sh("secure", "ls /sys/class/tpm")
-    inn("checkpoint", "create", "secure", "first")
-    point = inn.json("checkpoint", "show", "secure", "first")
-    nvram_id = inn.json("vm", "show", "secure")["spec"]["nvram_disk_id"]
-    assert nvram_id in point["snapshots"]
-    assert point["has_tpm_state"]
-    assert inn.json("disk", "show", nvram_id)["size_bytes"] % 65536 != 0
-    inn("checkpoint", "apply", "secure", "first")
-    inn("vm", "rm", "secure", "--force", "--with-disks")
-    assert nvram_id not in {disk["id"] for disk in inn.json("disk", "ls")}

@@ -96,22 +96,3 @@ def test_guests_outlive_the_daemon_and_do_not_notice_a_new_fabric(inn: LiveInn) 
     seen = inn.sh("steady", "wc -l < /root/log; tail -n 1 /root/log; dmesg | grep -ci 'i/o error' || true")
     assert seen.split("\n") == ["400", "line 400", "0"]
     inn("vm", "rm", "steady", "--force", "--with-disks")
-
-
-def test_work_that_a_crash_cut_short_is_undone(inn: LiveInn, tmp_path: Path) -> None:
-    big = tmp_path / "big.raw"
-    with big.open("wb") as file:
-        for number in range(2048):
-            file.write(number.to_bytes(4, "big") * 65536)
-    started = inn.json("image", "import", "half", str(big), "--format", "raw", "--no-wait")
-    os.kill(inn.pid("daemon"), signal.SIGKILL)
-    inn("up")
-    at_work = ("queued", "running", "undoing")
-    eventually(lambda: inn.json("task", "show", started["id"])["state"] not in at_work, "the task ends")
-    ended = inn.json("task", "show", started["id"])
-    if ended["state"] == "failed":
-        assert ended["problem"]["code"] == "task.interrupted"
-        assert "half" not in [image["name"] for image in inn.json("image", "ls")]
-        assert not [disk for disk in inn.json("disk", "ls") if disk["name"].startswith("image-") and not disk["ready"]]
-    else:
-        inn("image", "rm", "half")

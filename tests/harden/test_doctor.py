@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from innkeeper.harden import doctor
-from innkeeper.harden.facts import HostFacts, gather
-from innkeeper.harden.ports import Listener, listeners, parse_table
+from innkeeper.harden.facts import HostFacts, disciplined, gather
+from innkeeper.harden.ports import Listener, command_names, listeners, parse_sockets
 from innkeeper.model.sizes import GIB, MIB
 
 WELL = HostFacts(
@@ -78,7 +80,7 @@ def test_each_complaint_has_a_remedy(change: dict[str, object], name: str, state
 
 
 def test_a_held_port_names_its_holder() -> None:
-    tomcat = Listener("tcp", "0.0.0.0", 443, 1, pid=812, process="java")
+    tomcat = Listener("tcp", "0.0.0.0", 443, pid=812, process="java")
     facts = dataclasses.replace(WELL, wanted_ports=(("tcp", 443), ("udp", 443)), listeners=(tomcat,))
     held, free = [check for check in doctor.examine(facts) if check.name.startswith("port")]
     assert held.state == "warning"
@@ -88,13 +90,38 @@ def test_a_held_port_names_its_holder() -> None:
     assert free.state == "ok"
 
 
-def test_proc_net_tables_are_read() -> None:
+@pytest.mark.parametrize(
+    ("listener", "warned"),
+    [
+        (Listener("udp", "10.9.0.1", 67, pid=7, process="dhcpd"), "port udp/67"),
+        (Listener("tcp", "10.9.0.1", 53, pid=7, process="named"), "port tcp/53"),
+        (Listener("udp", "0.0.0.0", 53, "inbr-aaaa1", pid=7, process="named"), "port udp/53"),
+        (Listener("udp", "::", 67, pid=7, process="dhcpd"), "port udp/67"),
+        (Listener("udp", "0.0.0.0", 67, "virbr0", pid=7, process="dnsmasq"), None),
+        (Listener("udp", "127.0.0.1", 53, pid=7, process="named"), None),
+        (Listener("tcp", "10.9.0.1", 67, pid=7, process="other"), None),
+    ],
+)
+def test_who_holds_what_a_gateway_answers_on(listener: Listener, warned: str | None) -> None:
+    facts = dataclasses.replace(WELL, gateways=(("inbr-aaaa1", "10.9.0.1"),), listeners=(listener,))
+    found = [check for check in doctor.examine(facts) if check.state == "warning"]
+    assert [check.name for check in found] == ([warned] if warned else [])
+    assert all("(pid 7)" in check.detail and check.remedy for check in found)
+
+
+def test_the_tables_of_ss_are_read() -> None:
     text = (
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-        "   0: 0100007F:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 x 100 0\n"
-        "   1: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4243 1 x 100 0\n"
+        'udp UNCONN 0 0 0.0.0.0%inbr-aaaa1:67 0.0.0.0:* users:(("dnsmasq",pid=31,fd=4))\n'
+        'tcp LISTEN 0 128 [::]:22 [::]:* users:(("sshd",pid=12,fd=3),("sshd",pid=13,fd=3))\n'
+        "tcp LISTEN 0 5 [fe80::1%eth0]:53 [::]:*\n"
+        "udp UNCONN 0 0 *:5353 *:*\n"
     )
-    assert parse_table(text, "tcp") == [Listener("tcp", "127.0.0.1", 53, 4242)]
+    assert parse_sockets(text) == [
+        Listener("udp", "0.0.0.0", 67, "inbr-aaaa1", pid=31, process="dnsmasq"),
+        Listener("tcp", "::", 22, pid=12, process="sshd"),
+        Listener("tcp", "fe80::1", 53, "eth0"),
+        Listener("udp", "*", 5353),
+    ]
 
 
 def test_this_process_is_found_as_the_holder_of_its_own_port() -> None:
@@ -105,6 +132,25 @@ def test_this_process_is_found_as_the_holder_of_its_own_port() -> None:
         (found,) = [one for one in listeners() if one.port == port and one.protocol == "tcp"]
     assert found.pid == os.getpid()
     assert found.address == "127.0.0.1"
+
+
+def test_what_names_its_state_directory_is_this_inn() -> None:
+    program = Path(sys.executable)
+    child = subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert command_names(child.pid, program.parent)
+        assert not command_names(child.pid, Path("/elsewhere"))
+        assert not command_names(2**22, program.parent)
+    finally:
+        child.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("answered", "status", "said"),
+    [(0, 0x2001, True), (1, 0x2011, True), (5, 0x40, False), (5, 0x2000, False), (0, 0x41, False), (-1, 0, None)],
+)
+def test_a_clock_is_judged_by_the_kernels_answer(answered: int, status: int, said: bool | None) -> None:
+    assert disciplined(answered, status) is said
 
 
 def test_this_host_can_be_looked_at(tmp_path: Path) -> None:

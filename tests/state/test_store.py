@@ -146,9 +146,7 @@ def test_a_watcher_from_before_the_memory_must_list_anew(tmp_path: Path) -> None
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["create", "rename", "delete", "touch"]), st.integers(0, 4), st.integers(0, 4))
-    )
+    st.lists(st.tuples(st.sampled_from(["create", "rename", "delete", "touch"]), st.integers(0, 4), st.integers(0, 4)))
 )
 def test_the_store_agrees_with_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]

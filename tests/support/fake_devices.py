@@ -14,6 +14,7 @@ from innkeeper.model.resources import Disk, Image, Nic, Storage, Switch, new_id
 if TYPE_CHECKING:
     from fake_house import FakeHouse
 
+
 class Images(Service[Image]):
     async def build(self, request: ask.ImageBuild, *, dry_run: bool = False) -> Any:
         if request.name not in ("probe", "debian/12"):

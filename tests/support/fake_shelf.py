@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Resource)
 
+
 class Shelf(Generic[R]):
     """The resources of one kind."""
 

@@ -1,9 +1,9 @@
 """Every test leaves nothing behind. tests/conftest.py puts these fixtures in force.
 
 Nothing leaked means: no running child process, no pending asyncio task, no listening socket of this process; and of an
-inn that the test founded below its ``tmp_path`` no process, bridge, tap, nft table or cgroup. With ``CI`` set, when
-nothing else runs on the machine, tests marked ``root`` or ``guest`` also leave every namespace, link and nft table as
-it was. What fixtures of a wider scope hold was there before a test begins, and is checked when the session ends.
+inn that the test founded below its ``tmp_path`` no process, mount, bridge, tap, nft table or cgroup. With ``CI`` set,
+when nothing else runs on the machine, tests marked ``root`` or ``guest`` also leave every namespace, link and nft table
+as it was. What fixtures of a wider scope hold was there before a test begins, and is checked when the session ends.
 """
 
 from __future__ import annotations
@@ -87,9 +87,11 @@ def _ids(directory: Path) -> set[str]:
 
 
 def _left_of_inns(directory: Path) -> set[str]:
-    """Processes, links, nft tables and cgroups that carry the name of an inn below that directory."""
+    """Processes, mounts, links, nft tables and cgroups that carry the name of an inn below that directory."""
     left: set[str] = set()
     for state, inn_id in _inns_below(directory):
+        mounts = [line.split()[4] for line in _text(Path("/proc/self/mountinfo")).splitlines()]
+        left |= {f"mount {point}" for point in mounts if point.startswith(f"{state}/")}
         links = [link.name for link in Path("/sys/class/net").iterdir() if link.name[5:9] == inn_id]
         left |= {f"link {name}" for name in links if name.startswith(("inbr-", "intp-"))}
         left |= {f"table {table}" for table in _nft_tables() if table.endswith(f" inn_{inn_id}")}

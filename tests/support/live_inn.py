@@ -53,6 +53,7 @@ class LiveInn:
         ended = self.run(*words)
         assert ended.returncode == 1, f"inn {' '.join(words)} -> {ended.returncode}\n{ended.stdout}{ended.stderr}"
         assert f"[{code}]" in ended.stderr, ended.stderr
+        assert "remedy:" in ended.stderr, ended.stderr
         return ended.stderr
 
     def sh(self, vm: str, script: str) -> str:

@@ -97,9 +97,7 @@ def show(session: Session, vm: str, name: str) -> None:
 @labels_option
 @no_labels_option
 @pass_session
-def change(
-    session: Session, vm: str, name: str, new_name: str | None, labels: dict[str, str], no_labels: bool
-) -> None:
+def change(session: Session, vm: str, name: str, new_name: str | None, labels: dict[str, str], no_labels: bool) -> None:
     """Change its name or its labels."""
     wish = changes(ask.ResourceSet, name=new_name, labels=labels, no_labels=no_labels)
     changed = session.client.checkpoints.set(vm, name, wish)

@@ -28,7 +28,6 @@ def _columns(_session: Session) -> list[Column[Image]]:
         Column("name", lambda one: one.name),
         Column("kind", lambda one: one.image_kind),
         Column("size", lambda one: format_size(one.size_bytes), right=True),
-        Column("uefi", lambda one: one.supports_uefi),
         Column("ready", lambda one: one.ready),
         Column("source", lambda one: one.source),
         Column("age", lambda one: ago(one.created_at)),

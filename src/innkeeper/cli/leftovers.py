@@ -1,4 +1,4 @@
-"""What an inn could leave on its host, found and cleared: processes, devices, nft tables, control groups, sockets."""
+"""What an inn could leave on its host, found and cleared: processes, mounts, devices, tables, cgroups, sockets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from innkeeper.cli import processes
 from innkeeper.compute import cgroups
 from innkeeper.network.links import Links
 from innkeeper.network.nft import Nft
+from innkeeper.system import process
 from innkeeper.system.paths import Paths
 
 _FAMILIES = ("bridge", "inet")
@@ -28,7 +29,7 @@ class Leftover:
 
 def find(paths: Paths) -> list[Leftover]:
     """All that is left of the inn outside its state directory, in the order in which it can be cleared."""
-    return [*_processes(paths), *_devices(paths), *_tables(paths), *_groups(paths), *_run(paths)]
+    return [*_processes(paths), *_mounts(paths), *_devices(paths), *_tables(paths), *_groups(paths), *_run(paths)]
 
 
 def clear(paths: Paths) -> list[str]:
@@ -49,6 +50,16 @@ def _processes(paths: Paths) -> list[Leftover]:
 
     found = sorted(processes.of_inn(paths), key=lambda one: "keeper" not in one.command)  # it would restart the fabric
     return [Leftover(f"process {one.pid}: {one.command[:80]}", lambda pid=one.pid: kill(pid)) for one in found]  # type: ignore[misc]
+
+
+def _mounts(paths: Paths) -> list[Leftover]:
+    """The converter's jail, where its mounts could not be private (see ``compute.images.jail``)."""
+    points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    inner_first = sorted((point for point in points if paths.state in point.parents), reverse=True)
+    return [
+        Leftover(f"mount {point}", lambda point=point: process.run(["umount", "--lazy", str(point)]))  # type: ignore[misc]
+        for point in inner_first
+    ]
 
 
 def _devices(paths: Paths) -> list[Leftover]:

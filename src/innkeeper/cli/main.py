@@ -13,7 +13,7 @@ import innkeeper
 from innkeeper.cli.lazy import LazyGroup
 from innkeeper.cli.options import common_options
 from innkeeper.cli.session import Session
-from innkeeper.model.problems import Problem
+from innkeeper.model.problems import Invalid, Problem
 
 _HERE = "innkeeper.cli"
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,18 +74,26 @@ def report(problem: Problem) -> None:
         click.echo(f"  remedy: {problem.remedy}", err=True)
 
 
+def _as_problem(wrong: click.UsageError) -> Problem:
+    command = wrong.ctx.command_path if wrong.ctx else "inn"
+    return Invalid("request.invalid", wrong.format_message(), remedy=f"'{command} --help' tells what is possible")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
     try:
         code = inn.main(arguments, prog_name="inn", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
+    except click.UsageError as wrong:
+        report(_as_problem(wrong))
+        return wrong.exit_code
     except click.ClickException as wrong:
         wrong.show()
         return wrong.exit_code
     except Problem as problem:
         report(problem)
-        return 1
+        return 2 if problem.code == "request.invalid" else 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return 1

@@ -23,4 +23,4 @@ def request(kind: type[M], /, **members: Any) -> M:
             field = ".".join(str(part) for part in error["loc"])
             message = error["msg"].removeprefix("Value error, ")
             lines.append(f"{field}: {message}" if field else message)
-        raise click.UsageError("\n".join(lines)) from wrong
+        raise click.UsageError("; ".join(lines)) from wrong

@@ -78,9 +78,7 @@ class Checkpoints(Noun[res.Checkpoint, res.Checkpoint]):
         """The checkpoint of that vm with that id or name."""
         return self._call(res.Checkpoint, "GET", self._of(vm_ref, ref))
 
-    def set(
-        self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None
-    ) -> res.Checkpoint:
+    def set(self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Checkpoint:
         return self._set_at(self._of(vm_ref, ref), request, revision)
 
     def apply(self, vm_ref: str, ref: str) -> res.Task:

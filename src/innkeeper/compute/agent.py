@@ -121,11 +121,21 @@ class Agent:
             ) from None
         except (OSError, EOFError) as lost:
             await self.close()
-            raise Unavailable("agent.absent", f"{self._name}: the agent's channel was lost", cause=str(lost)) from lost
+            raise Unavailable(
+                "agent.absent",
+                f"{self._name}: the agent's channel was lost",
+                cause=str(lost),
+                remedy="try again once the guest runs and its agent answers",
+            ) from lost
         if "error" in reply:
             error = reply["error"]
             text = str(error.get("desc", error) if isinstance(error, dict) else error)[:500]
-            raise Failed("agent.refused", f"{self._name}: the guest agent refused {command}", cause=text)
+            raise Failed(
+                "agent.refused",
+                f"{self._name}: the guest agent refused {command}",
+                cause=text,
+                remedy="see that the guest has a recent qemu-guest-agent which allows it",
+            )
         return reply.get("return")
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -321,6 +321,7 @@ class Guest(SupervisedGuest):
                 "vm.state",
                 f"vm {self._name} is {self.state.value}: it is not possible to {operation}",
                 cause=f"the vm must be {' or '.join(state.value for state in allowed)}",
+                remedy=f"'inn vm show {self._name}' tells its state; start, resume or shut it down first",
             )
 
 

@@ -173,7 +173,19 @@ def free_port(taken: Sequence[int], ports: range, what: str) -> int:
     for port in ports:
         if port not in taken:
             return port
-    raise Invalid("vm.no_port", f"the vm has no place for another {what}", cause=f"it holds {len(ports)} already")
+    raise Invalid(
+        "vm.no_port",
+        f"the vm has no place for another {what}",
+        cause=f"a vm holds {len(ports)} at most",
+        remedy=f"take another {what} out of it first",
+    )
+
+
+def check_room(*, disks: int = 0, nics: int = 0) -> None:
+    """Raises ``Invalid`` (``vm.no_port``) when a machine cannot hold that many."""
+    for wanted, ports, what in ((disks, DISK_PORTS, "disk"), (nics, NIC_PORTS, "nic")):
+        if wanted > len(ports):
+            free_port(ports, ports, what)
 
 
 def machine_for(

@@ -108,7 +108,12 @@ def launch(machine: MachineInputs, place: GuestPlace) -> HeldProcess:
             return HeldProcess.of_child(process.spawn(command, log=place.log, pass_fds=descriptors.all()))
         except NotFound as ended:
             cause = tail(place.log) or ended.detail
-            raise Failed("vm.start_failed", f"vm {machine.name} did not start", cause=cause) from ended
+            raise Failed(
+                "vm.start_failed",
+                f"vm {machine.name} did not start",
+                cause=cause,
+                remedy="'inn doctor' examines what this host lacks",
+            ) from ended
 
 
 def _open_all(machine: MachineInputs, place: GuestPlace, opened: contextlib.ExitStack) -> Descriptors:
@@ -125,7 +130,12 @@ def _open_all(machine: MachineInputs, place: GuestPlace, opened: contextlib.Exit
         seed = keep(os.open(machine.seed, os.O_RDONLY | os.O_CLOEXEC)) if machine.seed else None
         kvm = keep(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)) if machine.accelerator == "kvm" else None
     except OSError as refused:
-        raise Failed("vm.start_failed", f"vm {machine.name} cannot be started", cause=str(refused)) from refused
+        raise Failed(
+            "vm.start_failed",
+            f"vm {machine.name} cannot be started",
+            cause=str(refused),
+            remedy="'inn doctor' examines what this host lacks",
+        ) from refused
     monitor, agent, serial = (one.fileno() for one in sockets)
     return Descriptors(monitor, agent, serial, taps, seed, kvm)
 

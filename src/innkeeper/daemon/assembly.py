@@ -10,6 +10,7 @@ from pydantic import Field
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.nvram import Nvram
+from innkeeper.daemon.power import Power
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model import requests as ask
 from innkeeper.model.problems import NotFound
@@ -37,33 +38,41 @@ class Blueprint(Part):
 class Assembly:
     """The steps that turn a blueprint (the task's parameter ``blueprint``) into a vm."""
 
-    def __init__(self, rooms: Rooms, disks: Disks, nics: Nics, nvram: Nvram) -> None:
+    def __init__(self, rooms: Rooms, disks: Disks, nics: Nics, nvram: Nvram, power: Power) -> None:
         self._rooms = rooms
         self._disks = disks
         self._nics = nics
         self._nvram = nvram
+        self._power = power
 
-    def steps(self) -> list[Step]:
-        """Record, make the disks, make the firmware variables; each undone by what deletes it."""
-        return [
+    def steps(self) -> tuple[Step, Step]:
+        """Record the vm, make its disks and firmware variables; each undone by what deletes it."""
+        return (
             Step("record the vm", self._record, self._forget),
             Step("make its disks", self._make_disks, self._unmake_disks),
-            Step("make its firmware variables", self._make_nvram, self._unmake_nvram, weight=0.2),
-        ]
+        )
 
-    @staticmethod
-    def finish_step(rooms: Rooms) -> Step:
-        """The step after which the vm exists for everybody."""
+    def last_steps(self) -> tuple[Step, Step]:
+        """The steps after which the vm exists for everybody, and runs if the parameter ``start`` says so."""
+        return Step("finish", self._finish, weight=0.1), Step("start it", self._start_if_asked, self._end)
 
-        async def finish(run: Run) -> None:
-            blueprint = Blueprint.model_validate(run.parameters["blueprint"])
-            vm = rooms.store.get(Vm, blueprint.vm.id)
-            if vm.status.state == VmState.CREATING:
-                vm.status.state = VmState.STOPPED
-                rooms.store.update(vm)
-            run.result.update(vm_id=vm.id, vm_name=vm.name)
+    async def _finish(self, run: Run) -> None:
+        vm = self._vm(run)
+        if vm.status.state == VmState.CREATING:
+            vm.status.state = VmState.STOPPED
+            self._rooms.store.update(vm)
+        run.result.update(vm_id=vm.id, vm_name=vm.name)
 
-        return Step("finish", finish, weight=0.1)
+    def _vm(self, run: Run) -> Vm:
+        return self._rooms.store.get(Vm, Blueprint.model_validate(run.parameters["blueprint"]).vm.id)
+
+    async def _start_if_asked(self, run: Run) -> None:
+        if run.parameters["start"]:
+            await self._power.start_now(self._vm(run), run)
+
+    async def _end(self, run: Run) -> None:
+        """A daemon may have died with the guest started: it is adopted by now, and must not outlive its document."""
+        await self._power.poweroff_now(self._vm(run))
 
     async def _record(self, run: Run) -> None:
         blueprint, store = Blueprint.model_validate(run.parameters["blueprint"]), self._rooms.store
@@ -89,6 +98,7 @@ class Assembly:
             store.delete("nic", nic.id)
         for disk in store.find(Disk, vm_id=blueprint.vm.id):
             self._rooms.change(disk, None, vm_id=None)
+        self._power.forget(blueprint.vm)
         store.delete("vm", blueprint.vm.id)
 
     async def _make_disks(self, run: Run) -> None:
@@ -96,17 +106,12 @@ class Assembly:
         for number, plan in enumerate(blueprint.disks):
             await self._disks.make(plan.disk, plan.snapshot_id)
             run.progress((number + 1) / len(blueprint.disks), f"disk {plan.disk.name}")
-
-    async def _unmake_disks(self, run: Run) -> None:
-        for plan in Blueprint.model_validate(run.parameters["blueprint"]).disks:
-            await self._disks.unmake(plan.disk.id)
-
-    async def _make_nvram(self, run: Run) -> None:
-        blueprint = Blueprint.model_validate(run.parameters["blueprint"])
         if blueprint.vm.spec.nvram_disk_id is not None:
             await self._nvram.make(blueprint.vm, blueprint.nvram_snapshot_id)
 
-    async def _unmake_nvram(self, run: Run) -> None:
-        nvram_disk_id = Blueprint.model_validate(run.parameters["blueprint"]).vm.spec.nvram_disk_id
-        if nvram_disk_id is not None:
-            await self._disks.unmake(nvram_disk_id)
+    async def _unmake_disks(self, run: Run) -> None:
+        blueprint = Blueprint.model_validate(run.parameters["blueprint"])
+        for plan in blueprint.disks:
+            await self._disks.unmake(plan.disk.id)
+        if blueprint.vm.spec.nvram_disk_id is not None:
+            await self._disks.unmake(blueprint.vm.spec.nvram_disk_id)

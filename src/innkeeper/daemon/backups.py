@@ -64,7 +64,7 @@ class Backups:
                 [Step("snapshot and copy", self._back_up_all, self._drop_unpublished)],
             )
         )
-        record, make_disks, make_nvram = assembly.steps()
+        record, make_disks = assembly.steps()
         rooms.engine.register(
             TaskKind(
                 "backup.restore",
@@ -72,10 +72,8 @@ class Backups:
                     record,
                     Step("restore the disks", self._restore_disks, self._unmake_disks, weight=10),
                     make_disks,
-                    make_nvram,
                     Step("restore the TPM", self._restore_tpm, weight=0.1),
-                    Assembly.finish_step(rooms),
-                    Step("start it", self._start_if_asked),
+                    *assembly.last_steps(),
                 ],
             )
         )
@@ -152,9 +150,7 @@ class Backups:
             consistency=consistency,  # type: ignore[arg-type]
             base_backup_id=base.id if base else None,
         )
-        result = await backup_vm(
-            opened, inputs, self._rooms.fabric, self._rooms.paths.nbd_socket, progress_of(run)
-        )
+        result = await backup_vm(opened, inputs, self._rooms.fabric, self._rooms.paths.nbd_socket, progress_of(run))
         backup = self._record(repository, vm, inputs, result, run.parameters["labels"])
         if base is not None:
             await self._drop_husk(base)
@@ -376,14 +372,7 @@ class Backups:
         vm = self._rooms.store.get(Vm, Blueprint.model_validate(run.parameters["blueprint"]).vm.id)
         if not vm.spec.tpm:
             return
-        opened = await self._repositories.open(
-            self._rooms.store.get(Repository, run.parameters["repository_id"])
-        )
+        opened = await self._repositories.open(self._rooms.store.get(Repository, run.parameters["repository_id"]))
         archive = read_file(opened, opened.point(run.parameters["backup_id"]), TPM_FILE)
         if archive is not None:
             self._power.restore_tpm(vm, archive)
-
-    async def _start_if_asked(self, run: Run) -> None:
-        if run.parameters["start"]:
-            vm = self._rooms.store.get(Vm, Blueprint.model_validate(run.parameters["blueprint"]).vm.id)
-            await self._power.start_now(vm, run)

@@ -19,6 +19,7 @@ from innkeeper.model.resources import (
     Checkpoint,
     CheckpointKind,
     Disk,
+    Image,
     Task,
     Vm,
     VmSpec,
@@ -56,11 +57,8 @@ class Checkpoints:
         rooms.engine.register(
             TaskKind(
                 "checkpoint.apply",
-                [
-                    Step("end the guest", self._end_guest),
-                    Step("put the disks back", self._put_back, weight=0.2),
-                    Step("start it again", self._start_again),
-                ],
+                # One step, for it must be repeated as a whole: memory may only meet the disks of its instant.
+                [Step("put it back", self._apply)],
                 after_crash="resume",
                 cancellable=False,
             )
@@ -85,6 +83,18 @@ class Checkpoints:
             remedy=f"'inn checkpoint ls {vm.name}' lists them",
         )
 
+    def spec_of(self, vm: Vm, checkpoint: Checkpoint) -> VmSpec:
+        """What the vm was then, without what it can no longer have: read-only disks given away, an ISO removed."""
+        spec, store = checkpoint.spec_then, self._rooms.store
+        own = {disk.id for disk in store.find(Disk, vm_id=vm.id)} | set(checkpoint.snapshots)
+        iso_gone = spec.iso_image_id is not None and not store.find(Image, id=spec.iso_image_id)
+        return spec.model_copy(
+            update={
+                "disks": [link for link in spec.disks if link.disk_id in own],
+                "iso_image_id": None if iso_gone else spec.iso_image_id,
+            }
+        )
+
     async def discard(self, checkpoint: Checkpoint) -> None:
         """Remove a checkpoint, its snapshots and its memory; its children become its parent's."""
         store = self._rooms.store
@@ -101,9 +111,7 @@ class Checkpoints:
 
     # --- create ---
 
-    async def create(
-        self, vm_ref: str, request: ask.CheckpointCreate, *, dry_run: bool = False
-    ) -> Task | views.Plan:
+    async def create(self, vm_ref: str, request: ask.CheckpointCreate, *, dry_run: bool = False) -> Task | views.Plan:
         """Raises ``Conflict`` (``checkpoint.name_taken``, ``checkpoint.too_many``, ``vm.not_running``)."""
         vm = self._rooms.store.get(Vm, vm_ref)
         name = f"{vm.name}/{request.name}"
@@ -207,9 +215,7 @@ class Checkpoints:
     async def show(self, vm_ref: str, ref: str) -> Checkpoint:
         return self.resolve(self._rooms.store.get(Vm, vm_ref), ref)
 
-    async def set(
-        self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None
-    ) -> Checkpoint:
+    async def set(self, vm_ref: str, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> Checkpoint:
         """Raises ``Conflict`` (``checkpoint.name_taken``, ``state.stale``)."""
         vm = self._rooms.store.get(Vm, vm_ref)
         if request.name is not None:
@@ -246,23 +252,28 @@ class Checkpoints:
         store = self._rooms.store
         return store.get(Vm, run.parameters["vm_id"]), store.get(Checkpoint, run.parameters["checkpoint_id"])
 
-    async def _end_guest(self, run: Run) -> None:
-        vm, _checkpoint = self._subject(run)
-        await self._power.poweroff_now(vm)
-
-    async def _put_back(self, run: Run) -> None:
+    async def _apply(self, run: Run) -> None:
         vm, checkpoint = self._subject(run)
+        run.progress(0.0, "ending the guest")
+        await self._power.poweroff_now(vm)
+        run.progress(0.2, "putting the disks back")
+        await self._put_back(vm, checkpoint)
+        await self._start_again(run)
+
+    async def _put_back(self, vm: Vm, checkpoint: Checkpoint) -> None:
         store = self._rooms.store
         for disk_id, snapshot_id in checkpoint.snapshots.items():
             await self._rooms.fabric.disk_revert(disk_id, snapshot_id)
             size_bytes = int((await self._rooms.fabric.disk_show(disk_id))["size_bytes"])
             self._rooms.change(store.get(Disk, disk_id), None, vm_id=vm.id, size_bytes=size_bytes)
+        spec = self.spec_of(vm, checkpoint)
+        then = {link.disk_id for link in spec.disks}
         for disk in store.find(Disk, vm_id=vm.id):
-            if disk.id not in disk_ids(checkpoint.spec_then) and disk.role == "data":
+            if disk.id not in then and disk.role == "data":
                 self._rooms.change(disk, None, vm_id=None)
         await self._power.put_tpm_back(vm, self._rooms.paths.checkpoint(checkpoint.id))
         vm = store.get(Vm, vm.id)
-        vm.spec = checkpoint.spec_then.model_copy(update={"protect": vm.spec.protect})
+        vm.spec = spec.model_copy(update={"protect": vm.spec.protect})
         vm.status.checkpoint_id = checkpoint.id
         vm.status.generation_id = new_id()
         store.update(vm)

@@ -10,6 +10,7 @@ from innkeeper.daemon.allocate import free_name
 from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
+from innkeeper.daemon.temporary import snapshot_of
 from innkeeper.model import requests as ask
 from innkeeper.model import views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
@@ -77,9 +78,7 @@ class Disks:
     async def tidy(self) -> list[str]:
         """Remove disks that a crash left half-made; returns their names."""
         left = [
-            disk
-            for disk in self._rooms.store.find(Disk, ready=False)
-            if not self._rooms.in_unfinished_task(disk.id)
+            disk for disk in self._rooms.store.find(Disk, ready=False) if not self._rooms.in_unfinished_task(disk.id)
         ]
         gone = []
         for disk in left:
@@ -226,7 +225,12 @@ class Disks:
         if ref in disk.snapshots.values():
             return ref
         known = ", ".join(disk.snapshots) or "it has none"
-        raise NotFound("snapshot.not_found", f"disk {disk.name!r} has no snapshot {ref!r}", cause=f"known: {known}")
+        raise NotFound(
+            "snapshot.not_found",
+            f"disk {disk.name!r} has no snapshot {ref!r}",
+            cause=f"known: {known}",
+            remedy=f"inn disk snapshot {disk.name} NAME takes one",
+        )
 
     async def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> Disk | views.Plan:
         source = self._rooms.store.get(Disk, ref)
@@ -235,31 +239,24 @@ class Disks:
         if dry_run:
             point = f"snapshot {request.snapshot}" if request.snapshot else "this instant"
             return views.Plan(summary=f"clone disk {source.name} as {request.name}", steps=[f"as of {point}"])
-        temporary = snapshot_id is None
-        if snapshot_id is None:
-            snapshot_id = new_id()
-            await self._rooms.fabric.snapshot_create({snapshot_id: source.id})
-        try:
-            size_bytes = int((await self._rooms.fabric.snapshot_show(snapshot_id))["size_bytes"])
-            disk = Disk(
-                name=request.name, labels=request.labels, size_bytes=size_bytes, storage_id=source.storage_id
-            )
-            return await self._make_or_undo(disk, snapshot_id)
-        finally:
-            if temporary:
-                await self._rooms.fabric.snapshot_rm(snapshot_id)
+        if snapshot_id is not None:
+            return await self._clone_of(snapshot_id, source, request)
+        async with snapshot_of(self._rooms, source.id) as snapshot_id:
+            return await self._clone_of(snapshot_id, source, request)
+
+    async def _clone_of(self, snapshot_id: str, source: Disk, request: ask.DiskClone) -> Disk:
+        size_bytes = int((await self._rooms.fabric.snapshot_show(snapshot_id))["size_bytes"])
+        disk = Disk(name=request.name, labels=request.labels, size_bytes=size_bytes, storage_id=source.storage_id)
+        return await self._make_or_undo(disk, snapshot_id)
 
     async def diff(self, ref: str, *, base: str | None = None, snapshot: str | None = None) -> views.DiskDiff:
         disk = self._rooms.store.get(Disk, ref)
         base_id = self.snapshot_id(disk, base) if base else None
-        newer = self.snapshot_id(disk, snapshot) if snapshot else new_id()
-        if snapshot is None:
-            await self._rooms.fabric.snapshot_create({newer: disk.id})
-        try:
-            ranges = await self._changed_ranges(newer, base_id, disk.size_bytes)
-        finally:
-            if snapshot is None:
-                await self._rooms.fabric.snapshot_rm(newer)
+        if snapshot is not None:
+            ranges = await self._changed_ranges(self.snapshot_id(disk, snapshot), base_id, disk.size_bytes)
+        else:
+            async with snapshot_of(self._rooms, disk.id) as newer:
+                ranges = await self._changed_ranges(newer, base_id, disk.size_bytes)
         return views.DiskDiff(
             disk_id=disk.id,
             base=base,
@@ -302,7 +299,11 @@ class Disks:
             raise RuntimeError("disks serve no guests yet")
         disk = self._rooms.store.get(Disk, ref)
         if disk.vm_id is None:
-            raise Conflict("disk.not_attached", f"disk {disk.name!r} is not attached to a vm")
+            raise Conflict(
+                "disk.not_attached",
+                f"disk {disk.name!r} is not attached to a vm",
+                remedy="'inn disk ls' tells which disk each vm has",
+            )
         await self._users.unplug_disk(self._rooms.store.get(Vm, disk.vm_id), disk.id)
         return self._rooms.store.get(Disk, disk.id)
 

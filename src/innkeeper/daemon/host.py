@@ -78,12 +78,14 @@ class Host:
         )
 
     async def doctor(self) -> list[views.Check]:
-        forwards = [forward for switch in self._rooms.store.ls(Switch) for forward in switch.forwards]
+        switches = self._rooms.store.ls(Switch)
+        forwards = [forward for switch in switches for forward in switch.forwards]
         gathered = await asyncio.to_thread(
             facts.gather,
             self._rooms.paths.state,
             accelerator=self._power.accelerator,
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
+            gateways=self._switches.gateways(),
             foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),
         )
         return doctor.examine(gathered)

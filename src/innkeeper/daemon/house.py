@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from innkeeper.daemon import temporary
 from innkeeper.daemon.assembly import Assembly
 from innkeeper.daemon.backups import Backups
 from innkeeper.daemon.checkpoints import Checkpoints
@@ -49,7 +50,7 @@ class House:
         self.power = Power(rooms, self.disks, self.switches)
         quiescer = Quiescer(rooms, self.power)
         nvram = Nvram(rooms, self.disks, self.storages)
-        assembly = Assembly(rooms, self.disks, self.nics, nvram)
+        assembly = Assembly(rooms, self.disks, self.nics, nvram, self.power)
         self.checkpoints = Checkpoints(rooms, self.power, quiescer)
         self.vms = Vms(rooms, self.disks, self.nics, self.power, self.checkpoints, assembly, quiescer)
         self.repositories = Repositories(rooms)
@@ -74,6 +75,7 @@ class House:
         await self.switches.ensure_all()
         await self.power.adopt_all()
         await self.exports.settle()
+        await temporary.settle(self._rooms)
         await self._rooms.engine.recover()
         for name in await self.disks.tidy():
             log.warning("disk %s was left half-made and has been removed", name)

@@ -54,7 +54,7 @@ class Images:
                 summary=f"build image {request.name} from Debian packages",
                 steps=["replace the present one; disks made from it stay"] if existing else [],
             )
-        return self._start("image.build", request.name, {}, request.name)
+        return self._start("image.build", request.name, {}, request.name, rebuild=request.rebuild)
 
     async def import_(self, request: ask.ImageImport, *, dry_run: bool = False) -> Task | views.Plan:
         """Raises ``NotFound`` (``image.no_file``), ``Refused`` (``image.hostile``), ``Corrupt``, ``Conflict``."""
@@ -70,7 +70,7 @@ class Images:
             )
         return self._start("image.import", request.name, request.model_dump(mode="json"), str(path))
 
-    def _start(self, task_kind: str, name: str, request: dict[str, Any], source: str) -> Task:
+    def _start(self, task_kind: str, name: str, request: dict[str, Any], source: str, *, rebuild: bool = False) -> Task:
         image_id = new_id()
         parameters = {
             "image_id": image_id,
@@ -79,6 +79,7 @@ class Images:
             "name": name,
             "source": source,
             "request": request,
+            "rebuild": rebuild,
         }
         return self._rooms.engine.start(
             task_kind, parameters, target_kind="image", target_id=image_id, target_name=name
@@ -98,14 +99,11 @@ class Images:
         built_file = self._built_file(run)
         built_file.parent.mkdir(parents=True, exist_ok=True)
         builder = catalogue.find(run.parameters["name"])
-        built = await asyncio.to_thread(
-            builder, built_file, cache_dir=self._rooms.paths.cache, progress=progress
-        )
+        built = await asyncio.to_thread(builder, built_file, cache_dir=self._rooms.paths.cache, progress=progress)
         run.context.update(
             path=str(built.path),
             format="raw",
             size_bytes=built.size_bytes,
-            supports_uefi=built.supports_uefi,
         )
 
     async def _unbuild(self, run: Run) -> None:
@@ -120,7 +118,6 @@ class Images:
             path=request.path,
             format=facts.format,
             size_bytes=facts.virtual_size_bytes,
-            supports_uefi=True,
             image_kind=request.image_kind,
             labels=request.labels,
             sha256=request.sha256,
@@ -133,18 +130,18 @@ class Images:
     async def _record(self, run: Run) -> None:
         if self._image(run) is not None:
             return
-        replaced = self._rooms.store.find(Image, name=run.parameters["name"])
+        replaced = self._rooms.store.find(Image, name=run.parameters["name"]) if run.parameters["rebuild"] else []
         for old in replaced:
+            run.context["replaced_id"] = old.id
+            run.save()
             retired = f"{old.name.replace('/', '-')}-{old.id[:8]}"
             self._rooms.change(old, None, name=retired)
-            run.context["replaced_id"] = old.id
         self._rooms.store.create(
             Image(
                 id=run.parameters["image_id"],
                 name=run.parameters["name"],
                 source=run.parameters["source"],
                 size_bytes=run.context["size_bytes"],
-                supports_uefi=run.context["supports_uefi"],
                 image_kind=run.context.get("image_kind", "disk"),
                 labels=run.context.get("labels", {}),
                 sha256=run.context.get("sha256"),
@@ -168,9 +165,7 @@ class Images:
         )
         await self._disks.make(disk)
         source, image_format = Path(run.context["path"]), run.context["format"]
-        await fill_disk(
-            self._rooms, disk_id, source, image_format, lambda fraction: run.progress(fraction, "copying")
-        )
+        await fill_disk(self._rooms, disk_id, source, image_format, lambda fraction: run.progress(fraction, "copying"))
         await self._rooms.fabric.snapshot_create({run.parameters["snapshot_id"]: disk_id})
 
     async def _uncopy(self, run: Run) -> None:
@@ -212,7 +207,7 @@ class Images:
             raise Conflict(
                 "image.in_use",
                 f"image {image.name!r} is in the drive of vm {users[0]!r}",
-                remedy=f"eject it first: inn vm set {users[0]} --iso none",
+                remedy=f"eject it first: inn vm set {users[0]} --no-iso",
             )
         await self._remove(image)
         return image

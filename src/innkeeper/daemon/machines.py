@@ -6,6 +6,7 @@ is recorded in the vm's document before it is done, so that whoever comes after 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,21 @@ from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import Layout
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
-from innkeeper.model.problems import Failed
+from innkeeper.model.problems import Failed, NoSpace
 from innkeeper.model.resources import DiskLink, Firmware, Image, Nic, Switch, Vm, new_id
+from innkeeper.model.sizes import format_size
+
+
+def check_memory(vm: Vm) -> None:
+    """Raises ``NoSpace`` (``vm.no_memory``) for more memory than this host has."""
+    total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if vm.spec.memory_bytes > total_bytes:
+        raise NoSpace(
+            "vm.no_memory",
+            f"vm {vm.name!r} wants {format_size(vm.spec.memory_bytes)} of memory",
+            cause=f"this host has {format_size(total_bytes)}",
+            remedy="give it less with --memory",
+        )
 
 
 class Machines:
@@ -50,6 +64,7 @@ class Machines:
         Such a vm has the processors and the memory of the image: what was changed since takes effect when it boots.
         Raises what the fabric and the switches raise; ``clear`` gives back what was got so far.
         """
+        check_memory(vm)
         exports = {link.disk_id: await self.attach(vm, link) for link in vm.spec.disks}
         if vm.spec.nvram_disk_id is not None:
             exports[vm.spec.nvram_disk_id] = await self.attach(vm, DiskLink(disk_id=vm.spec.nvram_disk_id))

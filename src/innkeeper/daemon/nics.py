@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol
 
+from innkeeper.compute.inputs import check_room
 from innkeeper.daemon.allocate import check_mac_free, free_mac, free_number
 from innkeeper.daemon.ports import switch_policy
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
 from innkeeper.model import requests as ask
 from innkeeper.model import views
-from innkeeper.model.problems import Invalid
+from innkeeper.model.problems import Invalid, Problem
 from innkeeper.model.resources import Guards, Nic, Switch, Vm
 from innkeeper.network import addresses
 
@@ -101,15 +103,20 @@ class Nics:
         vm = self._rooms.store.get(Vm, request.vm)
         wish = ask.VmNic(switch=request.switch, mac=request.mac, address=request.address, guards=request.guards)
         switch = self.check_wish(wish)
+        check_room(nics=len(self._rooms.store.find(Nic, vm_id=vm.id)) + 1)
         if dry_run:
             return views.Plan(
                 summary=f"plug a new card of vm {vm.name} into switch {switch.name}",
                 steps=[f"address {self._choose_address(switch, request.address) or 'none'}"],
             )
         nic = self.allocate(vm, wish, request.labels)
-        await self._switches.refresh(switch)
-        if self._users is not None:
-            await self._users.plug_nic(vm, nic)
+        try:
+            await self._switches.refresh(switch)
+            if self._users is not None:
+                await self._users.plug_nic(vm, nic)
+        except (Problem, asyncio.CancelledError):
+            await asyncio.shield(self.remove(nic))
+            raise
         return nic
 
     async def ls(self) -> list[Nic]:

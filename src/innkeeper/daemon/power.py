@@ -15,7 +15,7 @@ from typing import Any
 from innkeeper.compute import accelerator, firmware
 from innkeeper.compute.adoption import ProcessIdentity
 from innkeeper.compute.guest import Guest, GuestChange, fence_process
-from innkeeper.compute.inputs import Accelerator
+from innkeeper.compute.inputs import Accelerator, check_room
 from innkeeper.compute.memory import MemoryImage
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.machines import Machines
@@ -395,6 +395,7 @@ class Power:
     async def plug_disk(self, vm: Vm, link: DiskLink) -> None:
         """Give the vm a disk; a running guest gets it at once."""
         guest = self._guests.get(vm.id)
+        check_room(disks=len(vm.spec.disks) + 1)
         if guest is not None:
             export = await self._machines.attach(vm, link)
             try:

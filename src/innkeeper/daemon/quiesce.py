@@ -27,16 +27,16 @@ class Quiescer:
     async def snapshot(self, vm: Vm, snapshots: Mapping[str, str], *, quiesce: Quiesce) -> bool:
         """Snapshot the disks of ``snapshots`` (disk id -> fabric snapshot id) at one instant; may be repeated.
 
-        True when the guest's file systems were frozen then (a guest without a process counts as frozen: nothing is in
-        its memory). Frozen file systems are always thawed. Raises ``Unavailable`` (``vm.not_quiesced``) when
-        ``quiesce`` is ``require`` and the agent does not freeze.
+        True when the guest's file systems were frozen then (a stopped guest counts as frozen: nothing was in memory;
+        a crashed or saved one does not). Frozen file systems are always thawed. Raises ``Unavailable``
+        (``vm.not_quiesced``) when ``quiesce`` is ``require`` and the file systems cannot be frozen.
         """
         wanted = {snapshot_id: disk_id for disk_id, snapshot_id in snapshots.items()}
         guest = self._power.guest(vm)
-        if guest is None:
+        if guest is None and vm.status.state == VmState.STOPPED:
             await self._rooms.fabric.snapshot_create(wanted)
-            return vm.status.state != VmState.SAVED
-        if quiesce != "never" and vm.status.state == VmState.RUNNING:
+            return True
+        if guest is not None and quiesce != "never" and vm.status.state == VmState.RUNNING:
             try:
                 async with guest.agent.frozen_file_systems():
                     # Shielded: a cancel must not leave the caller unsure whether the snapshots exist.

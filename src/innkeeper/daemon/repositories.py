@@ -127,9 +127,7 @@ class Repositories:
         if problem is not None:
             raise problem
 
-    async def prune(
-        self, ref: str, request: ask.RepositoryPrune, *, dry_run: bool = False
-    ) -> Task | views.PrunePlan:
+    async def prune(self, ref: str, request: ask.RepositoryPrune, *, dry_run: bool = False) -> Task | views.PrunePlan:
         repository = self._rooms.store.get(Repository, ref)
         await self.sync(repository)
         plan = self._plan(repository, request)

@@ -61,7 +61,7 @@ class Storages:
         """Raises ``Conflict`` (``storage.default``, ``storage.in_use``)."""
         storage = self._rooms.store.get(Storage, ref)
         if storage.name == DEFAULT_STORAGE:
-            raise Conflict("storage.default", "the default storage cannot be removed")
+            raise Conflict("storage.default", "the default storage cannot be removed", remedy="remove another one")
         users = [disk.name for disk in self._rooms.store.find(Disk, storage_id=storage.id)]
         if users:
             raise Conflict(

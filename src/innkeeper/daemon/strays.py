@@ -1,11 +1,13 @@
 """Processes of a vm that nobody recorded: a daemon died between starting one and writing its pid down.
 
-Each vm has a uid of its own, so whatever runs under it is the vm's.
+Each vm has a uid of its own and a directory of its own for its sockets, which its processes name in their command
+lines. Both must agree: another inn may have the same block of uids.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from innkeeper.compute import launcher
@@ -16,26 +18,27 @@ from innkeeper.model.problems import NotFound
 log = logging.getLogger(__name__)
 
 
-def of_uid(uid: int, proc: Path = Path("/proc")) -> list[ProcessIdentity]:
-    """The processes that run under ``uid``."""
+def of_place(place: GuestPlace, proc: Path = Path("/proc")) -> list[ProcessIdentity]:
+    """The processes that run under the vm's uid and name its directory."""
+    needle = os.fsencode(place.run_dir)
     found = []
     for directory in proc.iterdir():
         if not directory.name.isdigit():
             continue
         try:
-            owner = directory.stat().st_uid
+            ours = directory.stat().st_uid == place.uid and needle in (directory / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
-        ticks = start_ticks(int(directory.name)) if owner == uid else None
+        ticks = start_ticks(int(directory.name)) if ours else None
         if ticks is not None:
             found.append(ProcessIdentity(int(directory.name), ticks))
     return found
 
 
 async def fence_strays(place: GuestPlace) -> None:
-    """Kill what runs under the vm's uid and remove what it leaves."""
-    for identity in of_uid(place.uid):
-        log.warning("process %s runs under the uid of a vm that has ended; killing it", identity.pid)
+    """Kill what still runs of the vm and remove what it leaves."""
+    for identity in of_place(place):
+        log.warning("process %s is of a vm that has ended; killing it", identity.pid)
         try:
             await HeldProcess(identity).fence()
         except NotFound:

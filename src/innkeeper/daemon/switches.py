@@ -98,6 +98,11 @@ class Switches:
             bridge_netfilter=through_ip.exists() and through_ip.read_text().strip() == "1",
         )
 
+    def gateways(self) -> tuple[tuple[str, str], ...]:
+        """(bridge, address) of the switches that answer DHCP and DNS there."""
+        switches = [switch for switch in self._rooms.store.ls(Switch) if switch.dhcp]
+        return tuple((self._rooms.paths.bridge(one.number), one.gateway) for one in switches if one.gateway)
+
     # --- compiling ---
 
     def _policy(self, switch: Switch) -> SwitchPolicy:
@@ -252,7 +257,11 @@ class Switches:
 
     def _forwards(self, switch: Switch, wanted: list[ask.ForwardCreate]) -> list[PortForward]:
         if wanted and switch.switch_kind != SwitchKind.NAT:
-            raise Invalid("switch.forward", f"switch {switch.name!r} is {switch.switch_kind}: only nat forwards ports")
+            raise Invalid(
+                "switch.forward",
+                f"switch {switch.name!r} is {switch.switch_kind}: only nat forwards ports",
+                remedy="make a switch with --kind nat",
+            )
         taken = {
             (forward.protocol, forward.host_port, forward.host_address): other.name
             for other in self._rooms.store.ls(Switch)
@@ -286,7 +295,11 @@ class Switches:
         else:
             candidates = store.find(Nic, vm_id=store.get(Vm, wish.vm or "").id, switch_id=switch.id)
         if not candidates:
-            raise NotFound("nic.not_found", f"{wish.vm or wish.nic!r} has no card on switch {switch.name!r}")
+            raise NotFound(
+                "nic.not_found",
+                f"{wish.vm or wish.nic!r} has no card on switch {switch.name!r}",
+                remedy=f"give the vm one first: inn nic create VM --switch {switch.name}",
+            )
         return min(candidates, key=lambda nic: nic.index)
 
     async def rm(self, ref: str, *, dry_run: bool = False) -> Switch | views.Plan:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from innkeeper.compute import seed
+from innkeeper.compute.inputs import check_room
 from innkeeper.daemon.allocate import free_uid
 from innkeeper.daemon.assembly import Assembly, Blueprint, DiskPlan
 from innkeeper.daemon.checkpoints import Checkpoints
 from innkeeper.daemon.disks import Disks
+from innkeeper.daemon.machines import check_memory
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
@@ -34,8 +37,11 @@ from innkeeper.system.paths import VM_UIDS
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
 
-def _check_firmware(spec: VmSpec) -> None:
-    """Raises ``Invalid`` (``vm.secure_boot_needs_uefi``, ``vm.tpm_needs_uefi``)."""
+def _check(vm: Vm) -> None:
+    """Raises ``Invalid`` (``vm.secure_boot_needs_uefi``, ``vm.tpm_needs_uefi``, ``seed.*``) for what cannot start."""
+    spec, inputs = vm.spec, seed.seed_inputs(vm)
+    if inputs is not None:
+        seed.seed_files(inputs)
     if spec.firmware != Firmware.UEFI and spec.secure_boot:
         raise Invalid("vm.secure_boot_needs_uefi", "secure boot needs UEFI firmware", remedy="create it with UEFI")
     if spec.firmware != Firmware.UEFI and spec.tpm:
@@ -61,18 +67,16 @@ class Vms:
         self._power = power
         self._checkpoints = checkpoints
         self._quiescer = quiescer
-        begin = Step("start it", self._start_if_asked)
-        finish = Assembly.finish_step(rooms)
-        rooms.engine.register(TaskKind("vm.create", [*assembly.steps(), finish, begin]))
+        rooms.engine.register(TaskKind("vm.create", [*assembly.steps(), *assembly.last_steps()]))
         rooms.engine.register(
             TaskKind(
                 "vm.clone",
                 [
                     Step("take a snapshot", self._snapshot_source, self._drop_snapshots, weight=0.2),
                     *assembly.steps(),
+                    Step("copy its TPM", self._copy_tpm, weight=0.1),
                     Step("drop the snapshot", self._drop_snapshots, weight=0.2),
-                    finish,
-                    begin,
+                    *assembly.last_steps(),
                 ],
             )
         )
@@ -128,8 +132,11 @@ class Vms:
             disks=links,
             nvram_disk_id=new_id() if request.firmware == Firmware.UEFI else None,
         )
-        _check_firmware(spec)
         vm = Vm(name=request.name, labels=request.labels, spec=spec, status=VmStatus(uid=self.free_uid()))
+        _check(vm)
+        check_room(disks=len(links), nics=len(request.nics))
+        if request.start:
+            check_memory(vm)
         for plan in plans:
             plan.disk.vm_id = vm.id
         return Blueprint(vm=vm, disks=plans, nics=request.nics)
@@ -178,11 +185,6 @@ class Vms:
         size = format_size(request.memory_bytes)
         return views.Plan(summary=f"create vm {request.name}: {request.cpus} cpus, {size}", steps=steps)
 
-    async def _start_if_asked(self, run: Run) -> None:
-        if run.parameters.get("start"):
-            vm = self._rooms.store.get(Vm, Blueprint.model_validate(run.parameters["blueprint"]).vm.id)
-            await self._power.start_now(vm, run)
-
     # --- clone ---
 
     async def clone(self, ref: str, request: ask.VmClone, *, dry_run: bool = False) -> Task | views.Plan:
@@ -194,7 +196,7 @@ class Vms:
         if checkpoint is not None:
             snapshots = dict(checkpoint.snapshots)
         blueprint = self.copy_blueprint(
-            source if checkpoint is None else source.model_copy(update={"spec": checkpoint.spec_then}),
+            source.model_copy(update={"spec": self._checkpoints.spec_of(source, checkpoint)}) if checkpoint else source,
             request.name,
             snapshots,
             labels=source.labels if request.labels is None else request.labels,
@@ -210,6 +212,7 @@ class Vms:
             {
                 "blueprint": blueprint.model_dump(mode="json"),
                 "source_id": source.id,
+                "checkpoint_id": checkpoint.id if checkpoint else None,
                 "temporary_snapshots": {} if checkpoint else snapshots,
                 "start": request.start,
             },
@@ -223,17 +226,15 @@ class Vms:
         nvram = [spec.nvram_disk_id] if spec.nvram_disk_id else []
         return [link.disk_id for link in spec.disks] + nvram
 
-    def copy_blueprint(
-        self, source: Vm, name: str, snapshots: dict[str, str], *, labels: dict[str, str]
-    ) -> Blueprint:
+    def copy_blueprint(self, source: Vm, name: str, snapshots: dict[str, str], *, labels: dict[str, str]) -> Blueprint:
         """A new vm like ``source`` whose disks stand on ``snapshots`` (disk id -> fabric snapshot id)."""
         vm_id, plans, links = new_id(), [], []
-        for number, link in enumerate(source.spec.disks, start=1):
+        # A disk that is attached read-only belongs to no checkpoint of this vm.
+        kept = [link for link in source.spec.disks if link.disk_id in snapshots]
+        for number, link in enumerate(kept, start=1):
             disk = self._rooms.store.get(Disk, link.disk_id)
             copy = self._disks.blank(f"{name}-disk{number if number > 1 else ''}", disk.size_bytes, disk.storage_id)
-            plans.append(
-                DiskPlan(disk=copy.model_copy(update={"vm_id": vm_id}), snapshot_id=snapshots[link.disk_id])
-            )
+            plans.append(DiskPlan(disk=copy.model_copy(update={"vm_id": vm_id}), snapshot_id=snapshots[link.disk_id]))
             links.append(link.model_copy(update={"disk_id": copy.id}))
         nvram_id = source.spec.nvram_disk_id
         spec = source.spec.model_copy(
@@ -253,6 +254,19 @@ class Vms:
             source = self._rooms.store.get(Vm, run.parameters["source_id"])
             frozen = await self._quiescer.snapshot(source, wanted, quiesce="auto")
             run.context["frozen"] = frozen
+
+    async def _copy_tpm(self, run: Run) -> None:
+        """The clone's TPM is the source's, of now or of the checkpoint; its removal is that of the vm's directory."""
+        store = self._rooms.store
+        copy = store.get(Vm, Blueprint.model_validate(run.parameters["blueprint"]).vm.id)
+        if not copy.spec.tpm:
+            return
+        if run.parameters["checkpoint_id"]:
+            await self._power.put_tpm_back(copy, self._rooms.paths.checkpoint(run.parameters["checkpoint_id"]))
+            return
+        state = await self._power.tpm_at_rest(store.get(Vm, run.parameters["source_id"]))
+        if state is not None:
+            self._power.restore_tpm(copy, state)
 
     async def _drop_snapshots(self, run: Run) -> None:
         for snapshot_id in run.parameters["temporary_snapshots"].values():
@@ -285,7 +299,7 @@ class Vms:
             spec.iso_image_id = self._iso(request.iso).id if request.iso else None
         if request.boot_order is not None:
             spec.disks = self._ordered(vm, request.boot_order)
-        _check_firmware(spec)
+        _check(vm.model_copy(update={"spec": spec}))
         if spec.secure_boot != vm.spec.secure_boot:
             raise Invalid(
                 "vm.secure_boot_fixed",

@@ -19,6 +19,7 @@ _TOOL_PACKAGES = {
     "swtpm": "swtpm",
 }
 _OPTIONAL_TOOLS = {"swtpm": "guests cannot have a TPM"}
+_SERVICES = {("udp", 67): "DHCP", ("udp", 53): "name service", ("tcp", 53): "name service"}
 _NOT_BEFORE = 1_760_000_000
 """October 2025: a clock that shows an earlier time is wrong for certain."""
 
@@ -37,6 +38,7 @@ def examine(facts: HostFacts) -> list[Check]:
         _accelerator(facts),
         _cgroups(facts),
         *_ports(facts),
+        *_services(facts),
         *_foreign(facts),
     ]
     return sorted(checks, key=lambda check: not check.essential)
@@ -223,15 +225,27 @@ def _ports(facts: HostFacts) -> list[Check]:
                     remedy=f"let {one.process} listen elsewhere, or forward from another port",
                 )
             )
-    wildcard = [one for one in facts.listeners if one.port == 53 and one.address in ("0.0.0.0", "::")]
-    for one in wildcard:
+    return checks
+
+
+def _services(facts: HostFacts) -> list[Check]:
+    """The ports that the switches' own DHCP and DNS need on their gateways."""
+    checks = []
+    for one in facts.listeners:
+        service = _SERVICES.get((one.protocol, one.port))
+        taken = [address for bridge, address in facts.gateways if one.takes(address, bridge)]
+        everywhere = one.everywhere and one.device is None
+        if service is None or not (taken or everywhere):
+            continue
+        where = "every address" if everywhere else ", ".join(taken)
+        serves = f"bind {one.process} to the addresses that it serves" if everywhere else f"let {one.process} leave it"
         checks.append(
             Check(
-                name=f"port {one.protocol}/53",
+                name=f"port {one.protocol}/{one.port}",
                 state="warning",
-                detail=f"is held by {one.process} (pid {one.pid}) on every address",
-                cause="the switches' own name service cannot answer on their gateways then",
-                remedy=f"bind {one.process} to the addresses that it serves",
+                detail=f"is held by {one.process} (pid {one.pid}) on {where}",
+                cause=f"the switches' own {service} cannot answer on their gateways then",
+                remedy=serves,
             )
         )
     return checks

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from innkeeper.harden.ports import Listener, listeners
+from innkeeper.harden.ports import Listener, command_names, listeners
+from innkeeper.model.problems import Unavailable
 from innkeeper.system import process
 
 TOOLS: dict[str, tuple[str, ...]] = {
@@ -21,6 +24,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "swtpm": ("--version",),
 }
 _DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/vhost-net")
+_STA_UNSYNC = 0x40
+_TIME_ERROR = 5
 _KERNEL_PARTS = ("bridge", "nf_tables", "tun", "br_netfilter")
 
 
@@ -42,7 +47,10 @@ class HostFacts:
     unix_time: float
     accelerator: str | None = None
     wanted_ports: tuple[tuple[str, int], ...] = ()
+    gateways: tuple[tuple[str, str], ...] = ()
+    """(bridge, address) of the switches that answer DHCP and DNS there."""
     listeners: tuple[Listener, ...] = ()
+    """Those of other programs than this inn's."""
     foreign_drops: tuple[tuple[str, str], ...] = ()
     """What other firewall policies do to the guests' traffic: (finding, remedy)."""
 
@@ -52,9 +60,13 @@ def gather(
     *,
     accelerator: str | None = None,
     wanted_ports: tuple[tuple[str, int], ...] = (),
+    gateways: tuple[tuple[str, str], ...] = (),
     foreign_drops: tuple[tuple[str, str], ...] = (),
 ) -> HostFacts:
-    """Look at this host. ``wanted_ports`` are (protocol, port) pairs that switches forward from."""
+    """Look at this host.
+
+    ``wanted_ports`` are (protocol, port) pairs that switches forward from, ``gateways`` (bridge, address) pairs.
+    """
     space = shutil.disk_usage(_existing(state))
     memory = _meminfo()
     return HostFacts(
@@ -72,7 +84,8 @@ def gather(
         unix_time=time.time(),
         accelerator=accelerator,
         wanted_ports=wanted_ports,
-        listeners=tuple(listeners()),
+        gateways=gateways,
+        listeners=_foreign_listeners(state),
         foreign_drops=foreign_drops,
     )
 
@@ -119,12 +132,34 @@ def _version(tool: str, arguments: tuple[str, ...]) -> str | None:
     return first[0] if first else "unknown version"
 
 
-def _clock_synchronised() -> bool | None:
-    """Whether the kernel says that something disciplines its clock; None when it cannot be asked."""
-    if Path("/run/systemd/timesync/synchronized").exists():
-        return True
-    if shutil.which("adjtimex", path=process.BASE_ENVIRONMENT["PATH"]) is None:
-        return None
-    ended = process.run(["adjtimex", "--print"], check=False, timeout_s=10)
-    return b"status: 64" not in ended.stdout
+def _foreign_listeners(state: Path) -> tuple[Listener, ...]:
+    try:
+        found = listeners()
+    except Unavailable:  # the doctor says that iproute2 is missing
+        return ()
+    return tuple(one for one in found if one.pid is None or not command_names(one.pid, state))
 
+
+class _Timex(ctypes.Structure):
+    """The beginning of the kernel's struct timex (adjtimex(2)); the rest is room that it may write to."""
+
+    _fields_: ClassVar = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    ]
+
+
+def _clock_synchronised() -> bool | None:
+    """Whether the kernel says that something disciplines its clock; None when it may not be asked."""
+    clock = _Timex()
+    return disciplined(ctypes.CDLL(None).adjtimex(ctypes.byref(clock)), clock.status)
+
+
+def disciplined(answered: int, status: int) -> bool | None:
+    """What adjtimex(2) says by the state it answered (negative: it refused) and the status bits; pure."""
+    return None if answered < 0 else answered != _TIME_ERROR and not status & _STA_UNSYNC

@@ -1,4 +1,4 @@
-"""Which process holds which port, read from /proc as ss does.
+"""Which process holds which port, as ``ss`` tells it.
 
 The seed's story: a hypervisor's manager failed with "a Hardware Management error" because a Tomcat had taken 443. So a
 port that is taken is reported with the name of its holder.
@@ -6,72 +6,64 @@ port that is taken is reported with the name of its holder.
 
 from __future__ import annotations
 
-import socket
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-_TCP_LISTEN = "0A"
-_UDP_BOUND = "07"
+from innkeeper.system import process
+
+_HOLDER = re.compile(r'\("(?P<name>[^"]*)",pid=(?P<pid>\d+)')
+_WILDCARDS = ("0.0.0.0", "::", "*")
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that waits for others: its address, and the process that holds it where it may be seen."""
+    """A socket that waits for others: its address, and the process that holds it where it may be seen.
+
+    ``device`` is the only interface that it hears, None when it hears all.
+    """
 
     protocol: str
     address: str
     port: int
-    inode: int
+    device: str | None = None
     pid: int | None = None
     process: str = "unknown"
 
+    def takes(self, address: str, device: str) -> bool:
+        """Whether another socket would find ``address`` on ``device`` taken."""
+        return self.device in (None, device) and (self.everywhere or self.address == address)
 
-def parse_table(text: str, protocol: str) -> list[Listener]:
-    """The listeners in the text of ``/proc/net/{tcp,tcp6,udp,udp6}`` (format: proc_net_tcp(5)); pure."""
+    @property
+    def everywhere(self) -> bool:
+        return self.address in _WILDCARDS
+
+
+def parse_sockets(text: str) -> list[Listener]:
+    """The listeners in the output of ``ss -H -l -n -t -u -p`` (columns: ss(8)); pure."""
     found = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 10 or fields[3] not in (_TCP_LISTEN, _UDP_BOUND):
+    for line in text.splitlines():
+        fields = line.split(maxsplit=6)
+        if len(fields) < 6 or fields[0] not in ("tcp", "udp"):
             continue
-        if (fields[3] == _TCP_LISTEN) != protocol.startswith("tcp"):
-            continue
-        host, _, port = fields[1].partition(":")
-        found.append(Listener(protocol[:3], _address(host), int(port, 16), int(fields[9])))
+        host, _, port = fields[4].rpartition(":")
+        address, _, device = host.partition("%")
+        holder = _HOLDER.search(fields[6]) if len(fields) > 6 else None
+        listener = Listener(fields[0], address.strip("[]"), int(port), device.strip("]") or None)
+        found.append(replace(listener, pid=int(holder["pid"]), process=holder["name"]) if holder else listener)
     return found
 
 
-def _address(hexadecimal: str) -> str:
-    raw = bytes.fromhex(hexadecimal)
-    words = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
-    return socket.inet_ntop(socket.AF_INET if len(words) == 4 else socket.AF_INET6, words)
+def listeners() -> list[Listener]:
+    """Every listening socket of this network namespace with its process. Raises ``Unavailable`` (``tool.missing``)."""
+    ended = process.run(["ss", "-H", "-l", "-n", "-t", "-u", "-p"], check=False, timeout_s=10)
+    return parse_sockets(ended.stdout.decode(errors="replace"))
 
 
-def listeners(proc: Path = Path("/proc")) -> list[Listener]:
-    """Every listening socket of this network namespace with its process."""
-    found: list[Listener] = []
-    for protocol in ("tcp", "tcp6", "udp", "udp6"):
-        table = proc / "net" / protocol
-        if table.exists():
-            found += parse_table(table.read_text(), protocol)
-    holders = _holders(proc, {listener.inode for listener in found})
-    named = []
-    for listener in found:
-        pid, name = holders.get(listener.inode, (None, listener.process))
-        named.append(replace(listener, pid=pid, process=name))
-    return named
-
-
-def _holders(proc: Path, inodes: set[int]) -> dict[int, tuple[int, str]]:
-    holders: dict[int, tuple[int, str]] = {}
-    for directory in proc.iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            for descriptor in (directory / "fd").iterdir():
-                target = str(descriptor.readlink())
-                if target.startswith("socket:[") and int(target[8:-1]) in inodes:
-                    name = (directory / "comm").read_text().strip()
-                    holders[int(target[8:-1])] = (int(directory.name), name)
-        except OSError:
-            continue  # the process has ended meanwhile, or is not ours to look into
-    return holders
+def command_names(pid: int, directory: Path) -> bool:
+    """Whether the command line of a process names ``directory`` or something in it."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return f"{directory}/".encode() in command

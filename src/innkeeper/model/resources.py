@@ -214,7 +214,6 @@ class Image(Resource):
     size_bytes: int = 0
     source: str = ""
     sha256: str | None = None
-    supports_uefi: bool = True
     ready: bool = False
 
 

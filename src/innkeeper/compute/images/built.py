@@ -18,7 +18,6 @@ class BuiltImage:
 
     path: Path
     size_bytes: int
-    supports_uefi: bool
 
 
 def narrow(progress: Callable[[float, str], None], start: float, end: float) -> Callable[[float, str], None]:

@@ -138,7 +138,7 @@ def build_debian(
         toolbox = open_toolbox(tools, scratch / "tools", scratch)
         publish(_disk(root, identity, toolbox, scratch), destination)
     progress(1.0, f"Debian {release} built")
-    return BuiltImage(destination, SIZE_BYTES, supports_uefi=True)
+    return BuiltImage(destination, SIZE_BYTES)
 
 
 def _bootstrap(codename: str, scratch: Path) -> Path:

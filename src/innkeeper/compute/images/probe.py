@@ -40,7 +40,17 @@ _GUEST_ROOTS = ("e2fsprogs", "fdisk", "perl-base", "qemu-guest-agent", "usr-is-m
 _GUEST_WITHOUT = ("debconf", "dpkg", "gcc-12-base", "init-system-helpers", "readline-common", "tar")
 _DATA = ("busybox-static", "grub-efi-amd64-signed", "shim-signed")
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio_net", "button", "evdev")
-_LATER_MODULES = ("virtio_balloon", "virtio_rng", "pvpanic_pci", "sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437")
+_LATER_MODULES = (
+    "virtio_balloon",
+    "virtio_rng",
+    "pvpanic_pci",
+    "sr_mod",
+    "isofs",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "efivarfs",
+)
 _FOLDERS = ("dev", "proc", "sys", "run", "tmp", "mnt", "root/.ssh", "var/lib/probe/net", "var/log", "boot/grub")
 _COMMAND_LINE = "console=tty0 console=ttyS0 quiet mitigations=off net.ifnames=0 panic=0"
 
@@ -103,7 +113,7 @@ def build_probe(
         image = _Build(folder, material, files).run(narrow(progress, 0.5, 0.95))
         publish(image, destination)
     progress(1.0, "probe guest built")
-    return BuiltImage(destination, SIZE_BYTES, supports_uefi=True)
+    return BuiltImage(destination, SIZE_BYTES)
 
 
 class _Build:

@@ -388,9 +388,7 @@ class Session:
     def _put_data(self, cookie: bytes, offset: int, data: bytes) -> None:
         size = len(data)
         if self._structured:
-            header = _DATA_CHUNK.pack(
-                STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _OFFSET_DATA, cookie, size + 8, offset
-            )
+            header = _DATA_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _OFFSET_DATA, cookie, size + 8, offset)
         else:
             header = _DONE + cookie
         self._out.append(header)
@@ -400,15 +398,11 @@ class Session:
 
     def _put_status(self, cookie: bytes, runs: list[tuple[int, int]]) -> None:
         body = pack(">I", BASE_ALLOCATION_ID) + b"".join(pack(">II", *run) for run in runs)
-        self._put(
-            _CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body
-        )
+        self._put(_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body)
 
     def _fail(self, command: int, cookie: bytes, failed: NbdError) -> None:
         if self._structured and command in (Command.READ, Command.BLOCK_STATUS):
-            self._put(
-                _ERROR_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, 6, failed, 0)
-            )
+            self._put(_ERROR_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, 6, failed, 0))
         else:
             self._put(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, failed, cookie))
 

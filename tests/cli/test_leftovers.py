@@ -1,0 +1,29 @@
+"""What an inn leaves on its host is found and cleared."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from innkeeper.cli import leftovers
+from innkeeper.system.paths import Paths
+
+
+@pytest.mark.root
+def test_mounts_below_the_state_directory_are_cleared(tmp_path: Path) -> None:
+    paths = Paths.open(tmp_path / "state", create=True)
+    inner = paths.state / "cache" / "jail"
+    inner.mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for point in (inner, tmp_path / "other"):
+        subprocess.run(["mount", "-t", "tmpfs", "test", point], check=True)
+    (inner / "deeper").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "test", inner / "deeper"], check=True)
+    try:
+        assert leftovers.clear(paths) == [f"mount {inner / 'deeper'}", f"mount {inner}"]
+        assert leftovers.find(paths) == []
+        assert (tmp_path / "other").is_mount()
+    finally:
+        subprocess.run(["umount", tmp_path / "other"], check=True)
