@@ -150,6 +150,7 @@ class World:
     def _room(self) -> None:
         if self.pool.log_room() <= 0:
             self.pool.drain()
+            assert self.pool.log_room() > 0, "a log that was drained takes writes again"
 
     def write(self) -> None:
         self._room()

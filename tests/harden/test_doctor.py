@@ -62,6 +62,7 @@ def test_a_well_host_has_no_complaints() -> None:
         ({"kernel_parts": {"bridge": False, "nf_tables": True}}, "kernel bridge", "failed", True),
         ({"state_free_bytes": GIB}, "disk space", "failed", True),
         ({"state_free_bytes": 5 * GIB}, "disk space", "warning", True),
+        ({"state_free_bytes": GIB, "founded": True}, "disk space", "warning", True),
         ({"memory_available_bytes": 100 * MIB}, "memory", "failed", True),
         ({"memory_available_bytes": 700 * MIB}, "memory", "warning", True),
         ({"unix_time": 0.0}, "clock", "failed", False),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from innkeeper.fabric.client import FabricClient
+from innkeeper.system.paths import Paths
 
 SMALL = ("--image", "probe", "--memory", "128M")
 """Options of a guest that boots in seconds."""
@@ -63,6 +68,37 @@ class LiveInn:
     def pid(self, process: str) -> int:
         """The pid of the inn's ``daemon``, ``fabric`` or ``keeper``."""
         return int(self.json("host", "show")[f"{process}_pid"])
+
+    def fabric(self, operation: str) -> Any:
+        """One control operation of the inn's fabric, such as ``disk_ls``."""
+
+        async def call() -> Any:
+            client = FabricClient(Paths.open(self.state).fabric_socket)
+            await client.connect()
+            try:
+                return await getattr(client, operation)()
+            finally:
+                await client.close()
+
+        return asyncio.run(call())
+
+    def attached(self) -> set[str]:
+        """The fabric's attachments."""
+        return {each["id"] for each in self.fabric("attachment_ls")}
+
+    def kill_at(self, step: str, *words: str) -> dict[str, Any]:
+        """Start ``inn words...``, kill the daemon in that step, start it again; the task when it has been settled."""
+        task = self.json(*words, "--no-wait")
+
+        def running() -> bool:
+            steps = self.json("task", "show", task["id"])["steps"]
+            return any(each["name"] == step and each["state"] == "running" for each in steps)
+
+        eventually(running, f"step {step!r} runs")
+        os.kill(self.pid("daemon"), signal.SIGKILL)
+        self("up")
+        eventually(lambda: self.json("task", "show", task["id"])["state"] == "failed", "the task has been undone")
+        return dict(self.json("task", "show", task["id"]))
 
 
 @contextmanager

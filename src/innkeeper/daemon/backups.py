@@ -7,6 +7,7 @@ from typing import Any
 from innkeeper.daemon.assembly import Assembly, Blueprint, DiskPlan
 from innkeeper.daemon.checkpoints import disk_ids
 from innkeeper.daemon.disks import Disks
+from innkeeper.daemon.husks import drop_husks
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories, backup_name, progress_of
@@ -153,7 +154,7 @@ class Backups:
         result = await backup_vm(opened, inputs, self._rooms.fabric, self._rooms.paths.nbd_socket, progress_of(run))
         backup = self._record(repository, vm, inputs, result, run.parameters["labels"])
         if base is not None:
-            await self._drop_husk(base)
+            await drop_husks(self._rooms, base)
         shown = ("id", "name", "vm_name", "logical_bytes", "read_bytes", "stored_bytes", "duration_s", "consistency")
         return {key: value for key, value in backup.model_dump(mode="json").items() if key in shown}
 
@@ -192,12 +193,6 @@ class Backups:
                 husks=inputs.disks,
             )
         )
-
-    async def _drop_husk(self, backup: Backup) -> None:
-        """The fabric keeps only the newest backup's snapshots: the next one stands on those."""
-        for snapshot_id in backup.husks.values():
-            await self._rooms.fabric.snapshot_rm(snapshot_id)
-        self._rooms.change(self._rooms.store.get(Backup, backup.id), None, husks={})
 
     async def _drop_unpublished(self, run: Run) -> None:
         """Undo: drop the snapshots of backups that were not recorded; those that were are whole and stay."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from innkeeper.daemon.allocate import free_name
 from innkeeper.daemon.exports import Exports
+from innkeeper.daemon.husks import drop_husks_of_disk
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
 from innkeeper.daemon.temporary import snapshot_of
@@ -72,6 +73,7 @@ class Disks:
             disk = None
         for snapshot_id in disk.snapshots.values() if disk else ():
             await fabric.snapshot_rm(snapshot_id)
+        await drop_husks_of_disk(self._rooms, disk_id)
         await fabric.disk_rm(disk_id)
         store.delete("disk", disk_id)
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from innkeeper.daemon.husks import drop_husks
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model import requests as ask
 from innkeeper.model import views
@@ -60,8 +61,7 @@ class Repositories:
 
     async def forget(self, backup: Backup) -> None:
         """Drop a backup's document and the fabric snapshots that the next incremental would have stood on."""
-        for snapshot_id in backup.husks.values():
-            await self._rooms.fabric.snapshot_rm(snapshot_id)
+        await drop_husks(self._rooms, backup)
         self._rooms.store.delete("backup", backup.id)
 
     # --- the noun ---

@@ -30,7 +30,7 @@ class Rooms:
         if any(other.name == name for other in self.store.ls(kind)):
             raise Conflict(
                 f"{kind.kind}.name_taken",
-                f"there is a {kind.kind} named {name!r} already",
+                f"the name {name!r} is taken by another {kind.kind}",
                 remedy="choose another name",
             )
 

@@ -10,6 +10,7 @@ from innkeeper.daemon.allocate import free_uid
 from innkeeper.daemon.assembly import Assembly, Blueprint, DiskPlan
 from innkeeper.daemon.checkpoints import Checkpoints
 from innkeeper.daemon.disks import Disks
+from innkeeper.daemon.husks import drop_husks_of_vm
 from innkeeper.daemon.machines import check_memory
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.power import Power
@@ -369,6 +370,7 @@ class Vms:
             await self._checkpoints.discard(checkpoint)
         for nic in store.find(Nic, vm_id=vm_id):
             await self._nics.remove(nic)
+        await drop_husks_of_vm(self._rooms, vm_id)
         for disk in store.find(Disk, vm_id=vm_id):
             if run.parameters["with_disks"] or disk.role == "nvram":
                 await self._disks.unmake(disk.id)

@@ -353,7 +353,7 @@ class PoolCore:
             raise Unavailable("log.full", "the log is full", remedy="wait for the drain; ask log_room() before staging")
         self._admitted -= size
         if self._admitted < 0:
-            room = self.free_bytes() - self._reserved_bytes() - size
+            room = self.room_bytes() - size
             if room < 0:
                 self._admitted = 0
                 raise NoSpace(
@@ -370,6 +370,10 @@ class PoolCore:
         if self.limits.capacity_bytes is not None:
             free = min(free, self.limits.capacity_bytes - self.used_bytes())
         return free
+
+    def room_bytes(self) -> int:
+        """Bytes that may still be admitted; negative where even what is reserved is not free."""
+        return self.free_bytes() - self._reserved_bytes()
 
     def used_bytes(self) -> int:
         """Bytes the pool's groups and log take."""

@@ -2,12 +2,13 @@
 
 ``commit`` makes everything put since the last one durable and says which group rows meta must record; only after meta
 did may an entry be used. A writer that failed is abandoned: it starts a new group, and what it wrote without a commit
-is never looked at again.
+is never looked at again; groups that hold nothing else are removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -86,7 +87,8 @@ class GroupWriter:
         self._aux_base = 0
         self._last_frame = NO_FRAME
         self._written: list[Written] = []
-        self._created = False
+        self._created: list[str] = []
+        """Paths of the groups made since the last commit."""
         self.put_bytes = 0
         """Bytes of items put since the writer was made."""
 
@@ -153,8 +155,9 @@ class GroupWriter:
         if self._file is not None:
             self._frame([], LIVE)
         number = self._next_number()
-        file = self._files.open(group_path(self._directory, number, 0), create=True)
-        self._created = True
+        path = group_path(self._directory, number, 0)
+        file = self._files.open(path, create=True)
+        self._created.append(path)
         self._number = number
         self._buffers = [encode_header(self._pool_id, number, 0)]
         self._offset = PAGE
@@ -213,7 +216,7 @@ class GroupWriter:
             each.file.fdatasync()
         if self._created:
             self._files.sync_dir(self._directory)
-            self._created = False
+            self._created = []
         return written
 
     @property
@@ -222,6 +225,10 @@ class GroupWriter:
         return None if self._file is None else self._number
 
     def abandon(self) -> None:
-        """Forget what was not committed; the next item begins a new group."""
+        """Forget what was not committed, and its groups; the next item begins a new one."""
         self._file = None
         self._written = []
+        created, self._created = self._created, []
+        for path in created:
+            with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
+                self._files.unlink(path)

@@ -114,24 +114,27 @@ class OpLog:
     def trim(self, oldest_needed: int) -> int:
         """Free the closed segments that hold only batches below ``oldest_needed``; returns how many."""
         with self.lock:
-            gone = [
-                segment
-                for segment in self.segments.values()
-                if segment.tail and segment is not self._active and segment.last_sequence < oldest_needed
-            ]
+            gone = self._unneeded(oldest_needed)
             for segment in gone:
                 segment.tail = 0
                 segment.dirty = False
                 self._free.append(segment)
             active = self._active
-            if (
-                active
-                and active.tail > PAGE
-                and active.last_sequence < oldest_needed
-                and active.tail > active.size // 4
-            ):
+            if active and active.last_sequence < oldest_needed and active.tail > active.size // 4:
                 active.closed = True
             return len(gone)
+
+    def could_trim(self, oldest_needed: int) -> bool:
+        """Whether ``trim`` would free a segment."""
+        with self.lock:
+            return bool(self._unneeded(oldest_needed))
+
+    def _unneeded(self, oldest_needed: int) -> list[Segment]:
+        return [
+            segment
+            for segment in self.segments.values()
+            if segment.tail and segment is not self._active and segment.last_sequence < oldest_needed
+        ]
 
     def start(self, sequence: int, previous: int, oldest_needed: int) -> None:
         """Open a new segment after recovery and make it durable, so that what replay left out stays left out.

@@ -19,6 +19,8 @@ from innkeeper.system.clock import Activity
 DRAIN_AT = 0.4
 """Share of the log's bound from which the drain works without being asked."""
 IDLE_DRAIN_S = 20.0
+SHORT_BYTES = 1 << 30
+"""With less room than this, what was removed is swept at once."""
 REST_S = 1.0
 RETRY_S = 5.0
 
@@ -53,6 +55,9 @@ class PoolUpkeep(PoolControl):
     def _log_is_long(self) -> bool:
         return self.log.used_bytes > self.limits.log_bytes * DRAIN_AT
 
+    def _room_is_short(self) -> bool:
+        return self.room_bytes() < SHORT_BYTES
+
     def _write_out_step(self) -> float:
         try:
             self.log.write_out()
@@ -62,12 +67,14 @@ class PoolUpkeep(PoolControl):
         return REST_S
 
     def _drain_step(self) -> float:
-        """Drain one layer when the log is long, or when nothing was drained for a while."""
-        now = self.io.clock.monotonic()
-        if self.read_only or not (self._log_is_long() or now - self._last_drain > IDLE_DRAIN_S):
+        """Drain one layer when the log is long, when room is short, or when nothing was drained for a while."""
+        idle = self.io.clock.monotonic() - self._last_drain > IDLE_DRAIN_S
+        if self.read_only or not (self._log_is_long() or idle or (self.sweep_wanted and self._room_is_short())):
             return REST_S
         try:
             worked = self.drain_oldest()
+            if not worked:
+                self._free_log()
         except Problem as problem:
             self.drain_problem = problem
             return RETRY_S
@@ -103,6 +110,7 @@ class PoolUpkeep(PoolControl):
         while layer := self._bottom_of(todo):
             self._drain_layer(layer)
             layers += 1
+        self._free_log()
         return {"layers": layers}
 
     def drain_oldest(self) -> bool:
@@ -175,6 +183,19 @@ class PoolUpkeep(PoolControl):
                 layer.gone = True
                 catalog.relink()
             self.log.trim(needed)
+
+    def _free_log(self) -> None:
+        """Free what of the log no layer needs; where a disk was removed before its drain, no commit does so."""
+        catalog = self.catalog
+        with catalog.admin:
+            with self.lock:
+                needed = catalog.oldest_needed(self.log.sequence)
+            if not self.log.could_trim(needed):
+                return
+            with catalog.meta.transaction() as change:
+                change.put("log_needed_from", needed)
+            self.log.trim(needed)
+        self.on_room()
 
     def _adopt(self, written: list[Written]) -> None:
         """Let readers find what a commit wrote."""

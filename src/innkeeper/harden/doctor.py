@@ -141,7 +141,7 @@ def _kernel(facts: HostFacts) -> list[Check]:
 def _disk(facts: HostFacts) -> Check:
     free = facts.state_free_bytes
     detail = f"{format_size(free)} of {format_size(facts.state_total_bytes)} are free where the state is"
-    if free < 2 * GIB:
+    if free < 2 * GIB and not facts.founded:  # one that is full must still start, or nothing could be removed from it
         return Check(
             name="disk space",
             state="failed",
@@ -151,7 +151,8 @@ def _disk(facts: HostFacts) -> Check:
             essential=True,
         )
     if free < 10 * GIB or free < facts.state_total_bytes // 20:
-        return Check(name="disk space", state="warning", detail=detail, remedy="free space soon", essential=True)
+        remedy = "free space soon: remove disks, snapshots or images, or give its file system more"
+        return Check(name="disk space", state="warning", detail=detail, remedy=remedy, essential=True)
     return Check(name="disk space", state="ok", detail=detail, essential=True)
 
 

@@ -45,6 +45,8 @@ class HostFacts:
     memory_available_bytes: int
     clock_synchronised: bool | None
     unix_time: float
+    founded: bool = False
+    """Whether the state directory holds an inn already."""
     accelerator: str | None = None
     wanted_ports: tuple[tuple[str, int], ...] = ()
     gateways: tuple[tuple[str, str], ...] = ()
@@ -82,6 +84,7 @@ def gather(
         memory_available_bytes=memory.get("MemAvailable", 0),
         clock_synchronised=_clock_synchronised(),
         unix_time=time.time(),
+        founded=(state / "inn.json").exists(),
         accelerator=accelerator,
         wanted_ports=wanted_ports,
         gateways=gateways,

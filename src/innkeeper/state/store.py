@@ -112,7 +112,9 @@ class Store:
             if self._row(kind, "id", resource.id):
                 raise Conflict(f"{kind}.exists", f"{kind} {resource.id} exists already") from taken
             raise Conflict(
-                f"{kind}.name_taken", f"there is a {kind} named {resource.name!r} already", remedy="choose another name"
+                f"{kind}.name_taken",
+                f"the name {resource.name!r} is taken by another {kind}",
+                remedy="choose another name",
             ) from taken
         self._publish((revision, "created", stored))
         return stored
@@ -134,7 +136,9 @@ class Store:
                     self._refuse_update(resource)
         except apsw.ConstraintError as taken:
             raise Conflict(
-                f"{kind}.name_taken", f"there is a {kind} named {resource.name!r} already", remedy="choose another name"
+                f"{kind}.name_taken",
+                f"the name {resource.name!r} is taken by another {kind}",
+                remedy="choose another name",
             ) from taken
         self._publish((revision, "updated", stored))
         return stored

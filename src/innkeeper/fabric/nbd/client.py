@@ -6,6 +6,7 @@ Programs of others use libnbd; this one exists because libnbd's Python binding i
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -118,8 +119,18 @@ class NbdClient:
             self._broken(OSError("it answers out of protocol"))
         length, done = self._waiting.pop(cookie)
         if error:
-            kind, code = (NoSpace, "nbd.full") if error == 28 else (Failed, "nbd.failed")
-            raise kind(code, f"the fabric refuses I/O on export {self._export}", cause=os.strerror(error))
+            if error == errno.ENOSPC:
+                raise NoSpace(
+                    "nbd.full",
+                    "the pool has no room for what is written",
+                    remedy="remove disks, snapshots or images, or give its file system more space",
+                )
+            raise Failed(
+                "nbd.failed",
+                f"the fabric refuses I/O on export {self._export}",
+                cause=os.strerror(error),
+                remedy="see 'inn logs' for what it says of that disk",
+            )
         data = self._receive(length)
         if done is not None:
             done(data)

@@ -1,0 +1,77 @@
+"""A pool that is full: what does not fit is refused and leaves nothing, and everything else goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_inn import SMALL, LiveInn, eventually, live_inn
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path, probe_image: Path) -> Iterator[LiveInn]:
+    """An inn whose file system has 3 GiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    place.chmod(0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3G,mode=755", "small", place], check=True)
+    try:
+        with live_inn(place / "state") as inn:
+            inn("image", "import", "probe", str(probe_image), "--format", "raw")
+            yield inn
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def noise(path: Path, size_mib: int) -> Path:
+    with path.open("wb") as file:
+        for _ in range(size_mib):
+            file.write(os.urandom(MIB))
+    return path
+
+
+def kept(inn: LiveInn) -> tuple[set[str], set[str]]:
+    return inn.attached(), {disk["id"] for disk in inn.fabric("disk_ls")}
+
+
+def test_what_does_not_fit_leaves_nothing(small: LiveInn, tmp_path: Path) -> None:
+    inn = small
+    inn("vm", "create", "bystander", *SMALL, "--wait", "ready")
+    data = noise(tmp_path / "data", 1000)
+    inn("image", "import", "heavy", str(data), "--format", "raw")
+    inn("vm", "create", "heavy", "--image", "heavy", "--memory", "128M", "--no-start")
+    inn("repository", "create", "vault", "--path", str(tmp_path / "vault"))
+    inn("backup", "create", "heavy", "--repository", "vault")
+
+    before = kept(inn)
+    huge = noise(tmp_path / "huge", 3000)
+    inn.refused("image.no_space", "image", "import", "huge", str(huge), "--format", "raw")
+    assert kept(inn) == before
+    inn.refused("image.not_found", "image", "show", "huge")
+    inn.sh("bystander", "dd if=/dev/urandom of=/root/a bs=64k count=16 conv=fsync 2>/dev/null && sha256sum /root/a")
+
+    inn("vm", "rm", "heavy", "--with-disks")
+    inn("image", "rm", "heavy")
+    second = noise(tmp_path / "second", 1200)
+    eventually(
+        lambda: inn.run("image", "import", "other", str(second), "--format", "raw").returncode == 0,
+        "the space of what was removed is given back",
+        120,
+    )
+    before = kept(inn)
+    inn.refused("nbd.full", "backup", "restore", "heavy", "--as", "heavy")
+    assert kept(inn) == before
+    inn.refused("vm.not_found", "vm", "show", "heavy")
+
+    inn("image", "rm", "other")
+    eventually(
+        lambda: inn.run("backup", "restore", "heavy", "--as", "heavy").returncode == 0, "it is restored at last", 120
+    )
+    inn("repository", "verify", "vault")
+    assert inn.sh("bystander", "sha256sum /root/a | wc -l") == "1"
