@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +77,27 @@ def test_what_does_not_fit_leaves_nothing(small: LiveInn, tmp_path: Path) -> Non
     )
     inn("repository", "verify", "vault")
     assert inn.sh("bystander", "sha256sum /root/a | wc -l") == "1"
+
+
+def test_a_disk_without_a_byte_left_stops_nothing_for_good(small: LiveInn) -> None:
+    inn = small
+    inn("vm", "create", "steady", *SMALL, "--wait", "ready")
+    daemon = inn.pid("daemon")
+    ballast = inn.state.parent / "ballast"
+    with ballast.open("wb") as file:
+        try:
+            while file.write(bytes(MIB)):
+                file.flush()
+        except OSError as full:
+            assert full.errno == errno.ENOSPC
+    inn.refused("state.no_space", "switch", "create", "wide", *("--label", "long=" + "x" * 60))
+    assert inn.sh("steady", "cat /proc/sys/kernel/hostname"), "the guest and its agent answer"
+    inn.refused("state.no_space", "vm", "poweroff", "steady")
+    os.kill(inn.json("vm", "show", "steady")["status"]["pid"], signal.SIGKILL)
+    ballast.unlink()
+    eventually(lambda: inn.json("vm", "show", "steady")["status"]["state"] == "crashed", "what became of it is told")
+    eventually(lambda: not inn.json("vm", "show", "steady")["status"]["attachments"], "its disks are given back")
+    inn("vm", "start", "steady", "--wait", "ready")
+    inn("vm", "rm", "steady", "--force", "--with-disks")
+    assert inn.pid("daemon") == daemon
+    assert inn.json("switch", "ls") == []

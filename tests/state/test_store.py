@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from innkeeper.model.problems import Conflict, Corrupt, NotFound
+from innkeeper.model.problems import Conflict, Corrupt, NoSpace, NotFound
 from innkeeper.model.resources import Disk, Storage, Vm, new_id
 from innkeeper.state.store import Store
 
@@ -25,6 +25,30 @@ def test_a_document_is_found_by_id_and_by_name(store: Store) -> None:
     web = store.create(Vm(name="web"))
     assert store.get(Vm, "web") == store.get(Vm, web.id) == web
     assert web.revision == 1
+
+
+def test_a_full_medium_refuses_and_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    web = store.create(Vm(name="web"))
+    store._db.execute("PRAGMA max_page_count=1")
+
+    def create_many() -> None:
+        for number in range(1000):
+            store.create(Vm(name=f"vm{number}", labels={"long": "x" * 4000}))
+
+    with pytest.raises(NoSpace) as refused:
+        create_many()
+    made = len(store.ls(Vm)) - 1
+    assert refused.value.code == "state.no_space"
+    assert str(tmp_path) in (refused.value.remedy or "")
+    assert store.revision == 1 + made
+    web.labels = {"long": "y" * 9000}
+    with pytest.raises(NoSpace):
+        store.update(web)
+    assert store.get(Vm, "web").labels == {}
+    store._db.execute("PRAGMA max_page_count=100000")
+    assert store.update(web).revision == 2 + made, "with room again it goes on"
+    store.close()
 
 
 def test_names_are_unique_in_their_kind_only(store: Store) -> None:

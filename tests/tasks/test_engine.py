@@ -173,6 +173,42 @@ def test_an_undo_that_fails_is_told_and_the_rest_is_undone(tmp_path: Path) -> No
     assert world.made == {"bad"}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_state_without_room_makes_tasks_wait_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr("innkeeper.tasks.engine._ROOM_INTERVAL_S", 0.01)
+    world = World()
+    full = NoSpace("state.no_space", "there is no room to record the change")
+
+    async def scenario(store: Store, engine: Engine) -> None:
+        sound, refusals = store.update, 0
+
+        def update(resource: Any) -> Any:
+            nonlocal refusals
+            refusals += 1
+            if refusals % 4:
+                raise full
+            return sound(resource)
+
+        async def undo(run: Run) -> None:
+            world.log.append("undo b")
+            if world.log.count("undo b") < 3:
+                raise full
+            await world.step("b").undo(run)
+
+        engine.register(TaskKind("make", [world.step("a"), Step("b", world.step("b", fail=fails).do, undo)]))
+        started = engine.start("make", {})
+        monkeypatch.setattr(store, "update", update)
+        ended = await engine.wait(started.id, 20)
+        assert ended.state == (TaskState.FAILED if fails else TaskState.SUCCEEDED)
+        assert [step.state for step in ended.steps] == (["undone"] * 2 if fails else ["done"] * 2)
+        assert refusals > 20
+
+    drive(tmp_path / "s.db", scenario)
+    assert world.made == (set() if fails else {"a", "b"})
+
+
 def test_a_kind_that_is_gone_fails_clearly(tmp_path: Path) -> None:
     world = World()
 

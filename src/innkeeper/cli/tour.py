@@ -99,6 +99,7 @@ def farewell(stage: Stage) -> None:
     """What to try next."""
     option = f"--state-dir {stage.session.state_dir} " if stage.session.state_dir else ""
     inn = f"inn {option}".rstrip()
+    stop = f"make stop STATE={stage.session.state_dir}" if stage.session.state_dir else "make stop"
     for line in (
         f"{inn} vm ls                                    the three guests, still running",
         f"{inn} vm exec {GUESTS[0]} -- ip addr           a command in a guest",
@@ -107,7 +108,7 @@ def farewell(stage: Stage) -> None:
         f"{inn} vm create mine --image probe --switch {SWITCH} --memory 192M --wait ready",
         f"{inn} image build debian/12                    a real Debian to make guests from",
         f"{inn} backup ls; {inn} disk ls; {inn} nic show {GUESTS[0]}-0; {inn} doctor",
-        "make stop                                    end it all and leave nothing behind",
+        f"{stop}                                    end it all and leave nothing behind",
     ):
         stage.say(line)
 

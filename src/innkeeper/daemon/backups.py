@@ -13,6 +13,7 @@ from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories, backup_name, progress_of
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
+from innkeeper.daemon.tpm import restore_tpm, tpm_at_rest
 from innkeeper.daemon.vms import Vms
 from innkeeper.model import requests as ask
 from innkeeper.model import views
@@ -147,7 +148,7 @@ class Backups:
             vm=self._document(vm),
             taken_at=taken_at,
             disks=work["snapshots"],
-            tpm=await self._power.tpm_at_rest(vm),
+            tpm=await tpm_at_rest(self._power, vm),
             consistency=consistency,  # type: ignore[arg-type]
             base_backup_id=base.id if base else None,
         )
@@ -370,4 +371,4 @@ class Backups:
         opened = await self._repositories.open(self._rooms.store.get(Repository, run.parameters["repository_id"]))
         archive = read_file(opened, opened.point(run.parameters["backup_id"]), TPM_FILE)
         if archive is not None:
-            self._power.restore_tpm(vm, archive)
+            restore_tpm(self._power, vm, archive)

@@ -12,6 +12,7 @@ from innkeeper.compute.memory import MemoryImage
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.tpm import keep_tpm, put_tpm_back
 from innkeeper.model import requests as ask
 from innkeeper.model import views
 from innkeeper.model.problems import Conflict, NotFound, Unavailable
@@ -170,13 +171,13 @@ class Checkpoints:
             run.context["frozen"] = await self._quiescer.snapshot(
                 vm, checkpoint.snapshots, quiesce="require" if run.parameters["require_frozen"] else "auto"
             )
-            await self._power.keep_tpm(vm, self._rooms.paths.checkpoint(checkpoint.id))
+            await keep_tpm(self._power, vm, self._rooms.paths.checkpoint(checkpoint.id))
             return
         wanted = {snapshot_id: disk_id for disk_id, snapshot_id in checkpoint.snapshots.items()}
 
         async def at_that_instant() -> None:
             await self._rooms.fabric.snapshot_create(wanted)
-            await self._power.keep_tpm(vm, directory)
+            await keep_tpm(self._power, vm, directory)
 
         directory = self._rooms.paths.checkpoint(checkpoint.id)
         image = MemoryImage(directory)
@@ -271,7 +272,7 @@ class Checkpoints:
         for disk in store.find(Disk, vm_id=vm.id):
             if disk.id not in then and disk.role == "data":
                 self._rooms.change(disk, None, vm_id=None)
-        await self._power.put_tpm_back(vm, self._rooms.paths.checkpoint(checkpoint.id))
+        put_tpm_back(self._power, vm, self._rooms.paths.checkpoint(checkpoint.id))
         vm = store.get(Vm, vm.id)
         vm.spec = spec.model_copy(update={"protect": vm.spec.protect})
         vm.status.checkpoint_id = checkpoint.id

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from innkeeper.compute import accelerator, firmware
+from innkeeper.compute import accelerator
 from innkeeper.compute.adoption import ProcessIdentity
 from innkeeper.compute.guest import Guest, GuestChange, fence_process
 from innkeeper.compute.inputs import Accelerator, check_room
+from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import MemoryImage
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.machines import Machines
@@ -24,14 +24,14 @@ from innkeeper.daemon.strays import fence_strays
 from innkeeper.daemon.switches import Switches
 from innkeeper.model import requests as ask
 from innkeeper.model import views
-from innkeeper.model.problems import Conflict, NotFound, Problem, Unavailable
+from innkeeper.model.problems import Conflict, NoSpace, NotFound, Problem, Unavailable
 from innkeeper.model.resources import Disk, DiskLink, Nic, Switch, Task, Vm, VmState, now
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
 log = logging.getLogger(__name__)
 
-TPM_ARCHIVE = "tpm.tar"
 _ADOPT_AGAIN_S = 5.0
+_TELL_AGAIN_S = 2.0
 _ENDED = (VmState.STOPPED, VmState.SAVED, VmState.CRASHED)
 _STARTABLE = (VmState.STOPPED, VmState.SAVED, VmState.CRASHED)
 _ALLOWED: dict[str, tuple[VmState, ...]] = {
@@ -55,6 +55,7 @@ class Power:
         self._guests: dict[str, Guest] = {}
         self._clearing: dict[str, asyncio.Lock] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self._untold: dict[str, GuestChange] = {}
         self.accelerator: Accelerator = "tcg"
         start = Step("start it", self._do_start, self._undo_start)
         rooms.engine.register(TaskKind("vm.start", [start]))
@@ -73,6 +74,10 @@ class Power:
     def guest(self, vm: Vm) -> Guest | None:
         """The vm's running guest, if it has a process."""
         return self._guests.get(vm.id)
+
+    def place(self, vm: Vm) -> GuestPlace:
+        """Where the vm lives on this host. Raises ``Failed`` (``vm.no_uid``)."""
+        return self._machines.place(vm)
 
     def has_process(self, vm: Vm) -> bool:
         return vm.id in self._guests
@@ -192,8 +197,14 @@ class Power:
         """A guest says what became of it; called from within the event loop."""
         if change.vm_id not in self._guests:
             return  # it is still being started; whoever starts it records the rest
+        self._untold.pop(change.vm_id, None)
         try:
             self._status(change.vm_id, state=change.state, reason=change.reason, agent=change.agent)
+        except NoSpace as full:
+            log.warning("guest %s is %s: %s", change.vm_id, change.state, full)
+            self._untold[change.vm_id] = change
+            self._chore(self._tell_later(change))
+            return
         except NotFound:
             log.info("guest %s changed, but its document is gone", change.vm_id)
             return
@@ -201,6 +212,12 @@ class Power:
             self._chore(self._clear(change.vm_id))
         elif change.agent:
             self._chore(self._learn_addresses(change.vm_id))
+
+    async def _tell_later(self, change: GuestChange) -> None:
+        """The state had no room for what a guest said; it is told again unless the guest has said more since."""
+        await asyncio.sleep(_TELL_AGAIN_S)
+        if self._untold.get(change.vm_id) is change:
+            self._changed(change)
 
     def _chore(self, work: Awaitable[None]) -> None:
         async def supervised() -> None:
@@ -443,7 +460,7 @@ class Power:
         if old_image_id is not None and old_image_id != vm.spec.iso_image_id:
             await self._machines.detach(vm, old_image_id)
 
-    # --- memory and TPM for checkpoints and backups ---
+    # --- memory for checkpoints ---
 
     async def keep_memory(
         self,
@@ -454,37 +471,3 @@ class Power:
     ) -> None:
         """Write the guest's memory to ``image`` and call ``at_instant`` while it stands still."""
         await self._running(vm).capture(image, at_instant, lambda fraction: progress(fraction, "writing memory"))
-
-    def tpm_state(self, vm: Vm) -> bytes | None:
-        """The TPM's state as an archive; None when the vm has no TPM. The guest must not run meanwhile."""
-        return firmware.pack_tpm(self._machines.place(vm).tpm_state) if vm.spec.tpm else None
-
-    async def keep_tpm(self, vm: Vm, directory: Path) -> None:
-        """Archive the TPM's state into ``directory``; the guest stands still for that moment."""
-        if not vm.spec.tpm:
-            return
-        archive = await self.tpm_at_rest(vm)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / TPM_ARCHIVE).write_bytes(archive or b"")
-
-    async def tpm_at_rest(self, vm: Vm) -> bytes | None:
-        """The TPM's state, taken while the guest stands still."""
-        guest = self._guests.get(vm.id) if vm.spec.tpm else None
-        if guest is None or guest.state != VmState.RUNNING:
-            return self.tpm_state(vm)
-        await guest.pause()
-        try:
-            return self.tpm_state(vm)
-        finally:
-            await guest.resume()
-
-    async def put_tpm_back(self, vm: Vm, directory: Path) -> None:
-        """Put an archived TPM state back; the vm has no process."""
-        archive = directory / TPM_ARCHIVE
-        if archive.exists():
-            self.restore_tpm(vm, archive.read_bytes())
-
-    def restore_tpm(self, vm: Vm, archive: bytes) -> None:
-        place = self._machines.place(vm)
-        place.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        firmware.unpack_tpm(archive, place.tpm_state, place.uid)

@@ -16,6 +16,7 @@ from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.tpm import put_tpm_back, restore_tpm, tpm_at_rest
 from innkeeper.model import requests as ask
 from innkeeper.model import views
 from innkeeper.model.problems import Conflict, Invalid, Refused
@@ -263,11 +264,11 @@ class Vms:
         if not copy.spec.tpm:
             return
         if run.parameters["checkpoint_id"]:
-            await self._power.put_tpm_back(copy, self._rooms.paths.checkpoint(run.parameters["checkpoint_id"]))
+            put_tpm_back(self._power, copy, self._rooms.paths.checkpoint(run.parameters["checkpoint_id"]))
             return
-        state = await self._power.tpm_at_rest(store.get(Vm, run.parameters["source_id"]))
+        state = await tpm_at_rest(self._power, store.get(Vm, run.parameters["source_id"]))
         if state is not None:
-            self._power.restore_tpm(copy, state)
+            restore_tpm(self._power, copy, state)
 
     async def _drop_snapshots(self, run: Run) -> None:
         for snapshot_id in run.parameters["temporary_snapshots"].values():

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import apsw
 
-from innkeeper.model.problems import Conflict, Corrupt, NotFound
+from innkeeper.model.problems import Conflict, Corrupt, Failed, NoSpace, NotFound
 from innkeeper.model.resources import KINDS, Resource
 
 FORMAT_VERSION = 1
@@ -41,7 +41,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS documents_by_name ON documents (kind, name);
 class Store:
     """All documents of one inn.
 
-    Raises ``Corrupt`` (``state.format``, ``state.corrupt``) on opening a file that it does not understand.
+    Raises ``Corrupt`` (``state.format``, ``state.corrupt``) on opening a file that it does not understand. Every change
+    raises ``NoSpace`` (``state.no_space``) on a full medium and ``Failed`` (``state.io``) on a failing one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,14 +82,32 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[int]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """All or nothing, on the medium when it ends. Raises ``NoSpace`` (``state.no_space``), ``Failed``
+        (``state.io``)."""
         try:
-            yield self.revision + 1
-            self._db.execute("UPDATE meta SET value=value+1 WHERE key='revision'")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.revision + 1
+                self._db.execute("UPDATE meta SET value=value+1 WHERE key='revision'")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full medium ends a transaction by itself
+                    self._db.execute("ROLLBACK")
+                raise
+        except apsw.FullError as full:
+            raise NoSpace(
+                "state.no_space",
+                "there is no room to record the change",
+                cause=f"{self._path}: {full}",
+                remedy=f"free space in {self._path.parent}; nothing was changed",
+            ) from full
+        except apsw.IOError as failed:
+            raise Failed(
+                "state.io",
+                "the change cannot be recorded",
+                cause=f"{self._path}: {failed}",
+                remedy="look at the disk's health; nothing was changed",
+            ) from failed
 
     def _publish(self, change: Change) -> None:
         self._history.append(change)

@@ -7,7 +7,8 @@ may have come after the act and before its record. The JSON ``context`` that the
                   └──> undoing → failed | cancelled
 
 At start, ``recover`` takes every task that is neither queued nor ended: one whose kind resumes goes on from its first
-unfinished step, any other is undone and fails with ``task.interrupted``.
+unfinished step, any other is undone and fails with ``task.interrupted``. A step or an undo that cannot be recorded for
+want of room waits until it can.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from innkeeper.model.problems import Conflict, Failed, Problem
+from innkeeper.model.problems import Conflict, Failed, NoSpace, Problem
 from innkeeper.model.resources import Task, TaskState, TaskStep, new_id, now
 from innkeeper.state.store import Store
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 0.2
+_ROOM_INTERVAL_S = 1.0
+"""How often a task that waits for room in the state looks again."""
 KEPT_TASKS = 1000
 """Ended tasks kept for people to look at; older ones go at the daemon's next start."""
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
@@ -243,6 +247,19 @@ class _Driver:
         change(task)
         self._store.update(task)
 
+    async def _record(self, change: Callable[[Task], None]) -> None:
+        """Like ``_change``; with no room to record it, the task waits until there is."""
+        warned = False
+        while True:
+            try:
+                self._change(change)
+                return
+            except NoSpace as full:
+                if not warned:
+                    log.warning("task %s waits: %s", self._task_id, full)
+                warned = True
+                await asyncio.sleep(_ROOM_INTERVAL_S)
+
     def _save(self) -> None:
         def change(task: Task) -> None:
             task.context = dict(self._run.context)
@@ -259,9 +276,12 @@ class _Driver:
             task.progress = min(1.0, (self._done_weight + self._weight * min(max(fraction, 0.0), 1.0)) / self._total)
             task.message = message or task.message
 
-        self._change(change)
+        with suppress(NoSpace):  # the next report or step tells it
+            self._change(change)
 
-    def _mark(self, index: int, state: Literal["running", "done", "undone", "failed"], duration_s: float = 0.0) -> None:
+    async def _mark(
+        self, index: int, state: Literal["running", "done", "undone", "failed"], duration_s: float = 0.0
+    ) -> None:
         def change(task: Task) -> None:
             step = task.steps[index]
             step.state = state
@@ -273,30 +293,30 @@ class _Driver:
             if state == "done":
                 task.progress = min(1.0, self._done_weight / self._total)
 
-        self._change(change)
+        await self._record(change)
 
     async def run(self) -> None:
         def begin(task: Task) -> None:
             task.state = TaskState.RUNNING
             task.started_at = task.started_at or now()
 
-        self._change(begin)
+        await self._record(begin)
         for index, step in enumerate(self._kind.steps):
             self._weight = step.weight
             if self._store.get(Task, self._task_id).steps[index].state == "done":
                 self._done_weight += step.weight
                 continue
-            self._mark(index, "running")
+            await self._mark(index, "running")
             began = time.monotonic()
             try:
                 await step.do(self._run)
             except Exception as error:  # noqa: BLE001 - the supervisor of all long work: any failure must be undone
-                self._mark(index, "failed", time.monotonic() - began)
+                await self._mark(index, "failed", time.monotonic() - began)
                 await self.undo(_as_problem(error, step.name))
                 return
             self._done_weight += step.weight
-            self._mark(index, "done", time.monotonic() - began)
-        self._finish(TaskState.SUCCEEDED, None)
+            await self._mark(index, "done", time.monotonic() - began)
+        await self._finish(TaskState.SUCCEEDED, None)
 
     async def undo(self, problem: Problem | None) -> None:
         """Take back, in reverse, every step that was begun; then end as failed, or as cancelled without a problem."""
@@ -305,22 +325,33 @@ class _Driver:
             task.state = TaskState.UNDOING
             task.problem = problem.as_dict() if problem else task.problem
 
-        self._change(begin)
+        await self._record(begin)
         for index in reversed(range(len(self._kind.steps))):
             if self._store.get(Task, self._task_id).steps[index].state in ("pending", "undone"):
                 continue
             step = self._kind.steps[index]
             try:
-                await step.undo(self._run)
+                await self._undo_step(step)
             except Exception as error:
                 # The other steps must still be undone; the failure is reported with the task.
                 log.exception("undoing step %r of task %s failed", step.name, self._task_id)
                 problem = _undo_failed(problem, step.name, error)
                 continue
-            self._mark(index, "undone")
-        self._finish(TaskState.FAILED if problem else TaskState.CANCELLED, problem)
+            await self._mark(index, "undone")
+        await self._finish(TaskState.FAILED if problem else TaskState.CANCELLED, problem)
 
-    def _finish(self, state: TaskState, problem: Problem | None) -> None:
+    async def _undo_step(self, step: Step) -> None:
+        while True:
+            try:
+                await step.undo(self._run)
+                return
+            except NoSpace as full:
+                if full.code != "state.no_space":
+                    raise
+                log.warning("task %s waits: %s", self._task_id, full)
+                await asyncio.sleep(_ROOM_INTERVAL_S)
+
+    async def _finish(self, state: TaskState, problem: Problem | None) -> None:
         def change(task: Task) -> None:
             task.state, task.ended_at = state, now()
             task.problem = problem.as_dict() if problem else None
@@ -329,7 +360,7 @@ class _Driver:
             if state == TaskState.SUCCEEDED:
                 task.progress, task.message = 1.0, "done"
 
-        self._change(change)
+        await self._record(change)
 
 
 def _as_problem(error: Exception, step_name: str) -> Problem:
