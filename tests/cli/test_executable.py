@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,18 @@ def test_down_without_an_inn_has_nothing_to_end(executable: Inn, tmp_path: Path)
     ended = executable("--state-dir", str(tmp_path / "none"), "down")
     assert (ended.returncode, ended.stdout) == (0, "")
     assert "nothing to end" in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("completion", "bash")])
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "innkeeper", *arguments]
+        ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_wrong_usage_ends_with_2(executable: Inn) -> None:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 from live_inn import SMALL, LiveInn, eventually
 
+from innkeeper.system.paths import Paths
+
 pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+
+def test_a_caller_that_hangs_up_ends_nothing(inn: LiveInn) -> None:
+    before = {name: inn.pid(name) for name in ("daemon", "keeper", "fabric")}
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(Paths.open(inn.state).api_socket))
+            caller.sendall(b"GET /v1/vms HTTP/1.1\r\nHost: inn\r\n\r\nGET /v1/events HTTP/1.1\r\nHost: inn\r\n\r\n")
+    for pid in before.values():
+        os.kill(pid, signal.SIGPIPE)  # what the kernel sends to one who writes to a connection that is gone
+    inn("disk", "create", "heard", "--size", "1M")
+    inn("disk", "rm", "heard")
+    assert {name: inn.pid(name) for name in before} == before
 
 
 def test_both_kinds_of_checkpoint_bring_back_what_was(inn: LiveInn) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from waiting_process import waiting_process
 
 from innkeeper.harden import doctor
 from innkeeper.harden.facts import HostFacts, disciplined, gather
@@ -137,13 +137,10 @@ def test_this_process_is_found_as_the_holder_of_its_own_port() -> None:
 
 def test_what_names_its_state_directory_is_this_inn() -> None:
     program = Path(sys.executable)
-    child = subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
+    with waiting_process() as child:
         assert command_names(child.pid, program.parent)
         assert not command_names(child.pid, Path("/elsewhere"))
-        assert not command_names(2**22, program.parent)
-    finally:
-        child.communicate(b"\n")
+    assert not command_names(2**22, program.parent)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,13 @@ class LiveInn:
     def __call__(self, *words: str) -> str:
         """What ``inn words...`` prints; it must succeed."""
         ended = self.run(*words)
-        assert ended.returncode == 0, f"inn {' '.join(words)} -> {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        said = f"inn {' '.join(words)} -> {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        assert ended.returncode == 0, said + (self.log_end() if "daemon.unreachable" in said else "")
         return ended.stdout
+
+    def log_end(self) -> str:
+        """The end of the daemon's log: what it said last."""
+        return (self.state / "log" / "daemon.log").read_text(errors="replace")[-6000:]
 
     def json(self, *words: str) -> Any:
         """What ``inn words... -o json`` prints, parsed."""

@@ -70,7 +70,10 @@ def _join(line: socket.socket, keyboard: int, screen: int) -> None:
             if not typed:
                 sources.remove(keyboard)
             head, escape, _ = typed.partition(ESCAPE)
-            line.sendall(head)
+            try:
+                line.sendall(head)
+            except BrokenPipeError:  # the guest ended while this was typed
+                return
             if escape:
                 return
 

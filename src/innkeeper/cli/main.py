@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import NoReturn
 
@@ -100,7 +99,23 @@ def run(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _read_no_more() -> None:
+    """Let what is still to be printed vanish: the reader of ``inn vm ls | head`` has gone, and that is no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def main() -> NoReturn:
-    """The executable."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `inn vm ls | head` ends quietly
-    sys.exit(run())
+    """The executable.
+
+    SIGPIPE stays ignored, as Python has it: the daemon and the relays are run from here too, and a peer that hangs up
+    must not end them.
+    """
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _read_no_more()
+        code = 1
+    sys.exit(code)
