@@ -22,7 +22,7 @@ def test_mounts_below_the_state_directory_are_cleared(tmp_path: Path) -> None:
     (inner / "deeper").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "test", inner / "deeper"], check=True)
     try:
-        assert leftovers.clear(paths) == [f"mount {inner / 'deeper'}", f"mount {inner}"]
+        assert leftovers.clear(paths) == ([f"mount {inner / 'deeper'}", f"mount {inner}"], [])
         assert leftovers.find(paths) == []
         assert (tmp_path / "other").is_mount()
     finally:

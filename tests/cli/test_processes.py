@@ -24,6 +24,10 @@ def inn(tmp_path: Path) -> Paths:
     [
         ("python -m innkeeper --state-dir {state} serve", True),
         ("qemu-system-x86_64 -blockdev driver=nbd,path=/run/innkeeper/k3f9/nbd.sock", True),
+        ("qemu-system-x86_64 -vnc unix:/run/innkeeper/k3f9/vms/0123abcd/vnc.sock", True),
+        ('qemu-system-x86_64 -blockdev {{"driver": "nbd", "path": "/run/innkeeper/k3f9/nbd.sock"}}', True),
+        ("python -m innkeeper --state-dir {state}", True),
+        ("python -m innkeeper --state-dir /mnt{state} serve", False),
         ("dnsmasq --conf-file={state}/switches/x/dnsmasq.conf", True),
         ("python -m innkeeper --state-dir {state}2 serve", False),
         ("qemu-system-x86_64 -blockdev driver=nbd,path=/run/innkeeper/k3f90/nbd.sock", False),

@@ -79,17 +79,22 @@ def test_what_does_not_fit_leaves_nothing(small: LiveInn, tmp_path: Path) -> Non
     assert inn.sh("bystander", "sha256sum /root/a | wc -l") == "1"
 
 
-def test_a_disk_without_a_byte_left_stops_nothing_for_good(small: LiveInn) -> None:
-    inn = small
-    inn("vm", "create", "steady", *SMALL, "--wait", "ready")
-    daemon = inn.pid("daemon")
-    ballast = inn.state.parent / "ballast"
-    with ballast.open("wb") as file:
+def fill(path: Path) -> None:
+    """Write until the file system has no byte left."""
+    with path.open("wb") as file:
         try:
             while file.write(bytes(MIB)):
                 file.flush()
         except OSError as full:
             assert full.errno == errno.ENOSPC
+
+
+def test_a_disk_without_a_byte_left_stops_nothing_for_good(small: LiveInn) -> None:
+    inn = small
+    inn("vm", "create", "steady", *SMALL, "--wait", "ready")
+    daemon = inn.pid("daemon")
+    ballast = inn.state.parent / "ballast"
+    fill(ballast)
     inn.refused("state.no_space", "switch", "create", "wide", *("--label", "long=" + "x" * 60))
     assert inn.sh("steady", "cat /proc/sys/kernel/hostname"), "the guest and its agent answer"
     inn.refused("state.no_space", "vm", "poweroff", "steady")
@@ -101,3 +106,12 @@ def test_a_disk_without_a_byte_left_stops_nothing_for_good(small: LiveInn) -> No
     inn("vm", "rm", "steady", "--force", "--with-disks")
     assert inn.pid("daemon") == daemon
     assert inn.json("switch", "ls") == []
+
+    inn("vm", "create", "last", *SMALL, "--wait", "ready")
+    fill(ballast)
+    assert "--force" in inn.refused("state.no_space", "down")
+    inn("down", "--force")
+    ballast.unlink()
+    inn("up")
+    assert inn.json("vm", "show", "last")["status"]["state"] == "running", "it ran before, so it is started again"
+    eventually(lambda: inn.run("vm", "exec", "last", "--", "true").returncode == 0, "the guest has booted")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from innkeeper.cli import processes
 from innkeeper.compute import cgroups
+from innkeeper.model.problems import Problem
 from innkeeper.network.links import Links
 from innkeeper.network.nft import Nft
 from innkeeper.system import process
@@ -32,12 +33,17 @@ def find(paths: Paths) -> list[Leftover]:
     return [*_processes(paths), *_mounts(paths), *_devices(paths), *_tables(paths), *_groups(paths), *_run(paths)]
 
 
-def clear(paths: Paths) -> list[str]:
-    """Take everything away; returns what there was, in words."""
-    found = find(paths)
-    for leftover in found:
-        leftover.clear()
-    return [leftover.what for leftover in found]
+def clear(paths: Paths) -> tuple[list[str], list[str]]:
+    """Take everything away; returns in words what went, and what stayed with the reason."""
+    gone: list[str] = []
+    stayed: list[str] = []
+    for leftover in find(paths):
+        try:
+            leftover.clear()
+            gone.append(leftover.what)
+        except (OSError, Problem) as reason:
+            stayed.append(f"{leftover.what}: {reason}")
+    return gone, stayed
 
 
 def _processes(paths: Paths) -> list[Leftover]:

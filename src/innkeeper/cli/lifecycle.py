@@ -171,9 +171,8 @@ def _end_processes(session: Session, names: tuple[str, ...]) -> None:
 
 def _stop_guests(session: Session, *, force: bool) -> None:
     """Have the daemon end guests and switches; a daemon that is dead is started for it."""
-    task = session.client.host.stop(HostStop(force=force))
     try:
-        follow(session, task)
+        follow(session, session.client.host.stop(HostStop(force=force)))
     except Problem as problem:
         if problem.remedy is None or "--force" not in problem.remedy:
             problem.remedy = f"{problem.remedy}; or 'inn down --force'" if problem.remedy else "'inn down --force'"
@@ -194,13 +193,14 @@ def down(session: Session, force: bool, purge: bool) -> None:
     with _alone(paths):
         if paths.run.exists():
             _end(session, paths, force=force)
-        forgotten = leftovers.clear(paths)
+        forgotten, stayed = leftovers.clear(paths)
     for what in forgotten:
         if not what.startswith("directory"):
             session.say(f"cleared away: {what}")
-    remaining = leftovers.find(paths)
-    if remaining:
-        raise Failed("inn.left", "not everything could be ended", cause="\n".join(one.what for one in remaining))
+    stayed = stayed or [one.what for one in leftovers.find(paths)]
+    if stayed:
+        remedy = "end what holds them, then run 'inn down --force' again"
+        raise Failed("inn.left", "not everything could be ended", cause="\n".join(stayed), remedy=remedy)
     if purge:
         shutil.rmtree(paths.state)
     session.say(f"the inn at {paths.state} {'is gone' if purge else 'has ended'}; nothing is left running")

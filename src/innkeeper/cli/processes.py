@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -32,10 +33,9 @@ def _command(pid: int) -> str | None:
 
 
 def belongs(paths: Paths, command: str) -> bool:
-    """Whether a command line names this inn's directories."""
-    words = command.replace("=", " ").replace(",", " ").split(" ")
-    homes = (str(paths.state), str(paths.run))
-    return any(word == home or word.startswith(f"{home}/") for word in words for home in homes)
+    """Whether a command line names this inn's directories: as a word, an option's value, or in QEMU's JSON."""
+    homes = "|".join(re.escape(str(home)) for home in (paths.state, paths.run))
+    return re.search(rf'(?:^|[\s=,:"])(?:{homes})(?:$|[/\s,:"])', command) is not None
 
 
 def noted(paths: Paths, name: str) -> int | None:
