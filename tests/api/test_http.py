@@ -167,7 +167,7 @@ def test_events_follow_the_changes(http: Any, served: RunningApi) -> None:
             for line in answer.iter_lines():
                 if line.startswith("data:"):
                     seen.append(json.loads(line[5:]))
-                if len(seen) >= 2:
+                if len(seen) >= 3:
                     return
 
     listener = threading.Thread(target=listen)
@@ -176,6 +176,7 @@ def test_events_follow_the_changes(http: Any, served: RunningApi) -> None:
         other.post("/v1/disks", json={"name": "d", "size_bytes": 4096})
     listener.join(timeout=10)
     assert [(event["action"], event["kind"], event["name"]) for event in seen] == [
+        ("created", "pool", "default"),
         ("created", "storage", "default"),
         ("created", "disk", "d"),
     ]

@@ -38,6 +38,7 @@ CLIENTS: dict[str, Any] = {
     "images": nouns.Images,
     "disks": nouns.Disks,
     "storages": nouns.Storages,
+    "pools": nouns.Pools,
     "switches": nouns.Switches,
     "nics": nouns.Nics,
     "repositories": nouns.Repositories,

@@ -114,7 +114,7 @@ def test_every_change_is_an_event(served: RunningApi) -> None:
     def listen() -> None:
         for event in listener.events(since=0):
             heard.append(f"{event.action} {event.kind} {event.name}")
-            if len(heard) == 2:
+            if len(heard) == 3:
                 return
 
     thread = threading.Thread(target=listen)
@@ -122,7 +122,7 @@ def test_every_change_is_an_event(served: RunningApi) -> None:
     served.client.switches.create(ask.SwitchCreate(name="lan"))
     thread.join(timeout=10)
     listener.close()
-    assert heard == ["created storage default", "created switch lan"]
+    assert heard == ["created pool default", "created storage default", "created switch lan"]
 
 
 def test_waiting_for_a_guest_that_is_never_ready_names_its_state(served: RunningApi) -> None:

@@ -99,7 +99,7 @@ class World:
         self.log: list[str] = []
         self.pool = Pool.open(self.io, POOL, limits=LIMITS, background=False)
         for storage, compression, dedup in zip(self.storages, ("lz4", "off", "lz4"), (True, True, False), strict=True):
-            self.pool.storage_create(storage, compression, dedup)
+            self.pool.storage_create(storage, compression=compression, dedup=dedup)
         self.create()
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ EXEMPT: dict[str, tuple[frozenset[str], str]] = {
     "client.py": (frozenset({"asyncio", "pathlib"}), "other rooms' end of the control socket"),
     "control_socket.py": (SOCKETS | {"pathlib"}, "serves the control socket"),
     "nbd/": (SOCKETS | {"pathlib"}, "serves NBD: sockets, and workers for reads that block"),
-    "store.py": (frozenset({"os"}), "asks how much memory the machine has, for the size of a cache"),
+    "cache.py": (frozenset({"os"}), "asks how much memory the machine has, for the size of a cache"),
 }
 
 

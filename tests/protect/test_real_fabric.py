@@ -71,7 +71,8 @@ async def content(client: FabricClient, nbd: Path, **subject: str) -> bytes:
     return data
 
 
-def test_full_incremental_restore(sockets: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["off", "lz4", "zstd"])
+def test_full_incremental_restore(sockets: tuple[Path, Path], tmp_path: Path, compression: str) -> None:
     control, nbd = sockets
     random = Random(3)
     repository = Repository.create(tmp_path / "repository")
@@ -80,7 +81,7 @@ def test_full_incremental_restore(sockets: tuple[Path, Path], tmp_path: Path) ->
         client = FabricClient(control, patience_s=30)
         await client.connect()
         storage, disk, vm = str(uuid4()), str(uuid4()), str(uuid4())
-        await client.storage_create(storage)
+        await client.storage_create(storage, compression=compression)
         await client.disk_create(disk, 100 * MIB + 512, storage)
         made: list[tuple[str, str]] = []
         for changes in (

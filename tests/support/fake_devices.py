@@ -9,7 +9,7 @@ from fake_shelf import Service
 from innkeeper.model import requests as ask
 from innkeeper.model import views
 from innkeeper.model.problems import Invalid, NotFound
-from innkeeper.model.resources import Disk, Image, Nic, Storage, Switch, new_id
+from innkeeper.model.resources import Disk, Image, Nic, Pool, Storage, Switch, new_id
 
 if TYPE_CHECKING:
     from fake_house import FakeHouse
@@ -31,6 +31,17 @@ class Images(Service[Image]):
         return self.house.run("image.import", image, lambda: self.shelf.add(image))
 
 
+FIGURES = views.Figures(
+    data_bytes=4 << 20,
+    distinct_bytes=2 << 20,
+    stored_bytes=1 << 20,
+    snapshot_bytes=0,
+    undrained_bytes=0,
+    dedup_ratio=2.0,
+    compression_ratio=2.1,
+)
+
+
 class Disks(Service[Disk]):
     def __init__(self, house: FakeHouse) -> None:
         super().__init__(house, Disk)
@@ -43,6 +54,10 @@ class Disks(Service[Disk]):
             return self.plan(f"create disk {request.name}")
         size = request.size_bytes or self.house.images.shelf.get(request.image or "").size_bytes
         return self.shelf.add(Disk(name=request.name, labels=request.labels, size_bytes=size, storage_id=storage.id))
+
+    async def show(self, ref: str) -> views.DiskDetail:
+        disk = self.shelf.get(ref)
+        return views.DiskDetail(**{name: getattr(disk, name) for name in Disk.model_fields}, figures=FIGURES)
 
     async def resize(self, ref: str, request: ask.DiskResize) -> Disk:
         if request.size_bytes < self.shelf.get(ref).size_bytes and not request.shrink:
@@ -96,8 +111,36 @@ class Storages(Service[Storage]):
     async def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> Any:
         if "storages.create" in self.house.broken:
             raise self.house.broken.pop("storages.create")
-        made = Storage(name=request.name, compression=request.compression, dedup=request.dedup, labels=request.labels)
+        made = Storage(**request.model_dump(exclude={"level"}), level=request.level or 0)
         return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def show(self, ref: str) -> views.StorageDetail:
+        storage = self.shelf.get(ref)
+        own = {name: getattr(storage, name) for name in Storage.model_fields}
+        return views.StorageDetail(**own, disks=2, figures=FIGURES)
+
+
+class Pools(Service[Pool]):
+    async def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> Pool:  # type: ignore[override]
+        return self.shelf.change(ref, revision, **request.model_dump(exclude_unset=True))
+
+    async def show(self, ref: str) -> views.PoolDetail:
+        pool = self.shelf.get(ref)
+        cache = views.CacheFacts(
+            limit_bytes=pool.cache_bytes or 1 << 30,
+            used_bytes=3 << 20,
+            single_touch_bytes=1 << 20,
+            multi_touch_bytes=2 << 20,
+            hits=9,
+            misses=1,
+            evictions=0,
+        )
+        counts = dict.fromkeys(("groups", "disks", "snapshots", "attachments"), 1)
+        sizes = {
+            name: 1 << 20 for name in views.PoolDetail.model_fields if name.endswith("_bytes") and name != "cache_bytes"
+        }
+        own = {name: getattr(pool, name) for name in Pool.model_fields}
+        return views.PoolDetail(**own, **counts, **sizes, cache=cache, figures=FIGURES)
 
 
 class Switches(Service[Switch]):

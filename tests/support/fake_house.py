@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from fake_devices import Disks, Images, Nics, Storages, Switches
+from fake_devices import Disks, Images, Nics, Pools, Storages, Switches
 from fake_guests import Backups, Checkpoints, Repositories, Vms
 from fake_shelf import Shelf
 
@@ -24,6 +24,7 @@ from innkeeper.model.resources import (
     Checkpoint,
     Image,
     Nic,
+    Pool,
     Repository,
     Resource,
     Storage,
@@ -112,12 +113,14 @@ class FakeHouse:
         self.images = Images(self, Image)
         self.disks = Disks(self)
         self.storages = Storages(self, Storage)
+        self.pools = Pools(self, Pool)
         self.switches = Switches(self, Switch)
         self.nics = Nics(self, Nic)
         self.repositories = Repositories(self, Repository)
         self.backups = Backups(self, Backup)
         self.tasks = Tasks(self)
         self.host = Host(self)
+        self.pools.shelf.add(Pool(name="default", path="/var/lib/innkeeper/fabric"))
         self.storages.shelf.add(Storage(name="default"))
 
     def note(self, action: Any, resource: Resource) -> None:

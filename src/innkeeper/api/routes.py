@@ -45,13 +45,14 @@ CHECKPOINTS = Noun(services.Checkpoints, "checkpoints", "/v1/checkpoints")
 IMAGES = Noun(services.Images, "images", "/v1/images")
 DISKS = Noun(services.Disks, "disks", "/v1/disks")
 STORAGES = Noun(services.Storages, "storages", "/v1/storages")
+POOLS = Noun(services.Pools, "pools", "/v1/pools")
 SWITCHES = Noun(services.Switches, "switches", "/v1/switches")
 NICS = Noun(services.Nics, "nics", "/v1/nics")
 REPOSITORIES = Noun(services.Repositories, "repositories", "/v1/repositories")
 BACKUPS = Noun(services.Backups, "backups", "/v1/backups")
 TASKS = Noun(services.Tasks, "tasks", "/v1/tasks")
 HOST = Noun(services.Host, "host", "/v1/host")
-NOUNS = (VMS, CHECKPOINTS, IMAGES, DISKS, STORAGES, SWITCHES, NICS, REPOSITORIES, BACKUPS, TASKS, HOST)
+NOUNS = (VMS, CHECKPOINTS, IMAGES, DISKS, STORAGES, POOLS, SWITCHES, NICS, REPOSITORIES, BACKUPS, TASKS, HOST)
 
 
 def _common(noun: Noun, *operations: str, ref: str = "{ref}") -> list[Route]:
@@ -100,6 +101,7 @@ ROUTES: tuple[Route, ...] = (
     Route(DISKS, "export_open", "POST", f"{DISKS.path}/{{ref}}/exports", created=True),
     Route(DISKS, "export_close", "DELETE", f"{DISKS.path}/{{ref}}/exports/{{attachment_id}}"),
     *_common(STORAGES, *_CRUD),
+    *_common(POOLS, "ls", "show", "set"),
     *_common(SWITCHES, *_CRUD),
     *_common(NICS, *_CRUD),
     *_common(REPOSITORIES, *_CRUD),

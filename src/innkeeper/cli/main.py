@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": (f"{_HERE}.image:image", "Templates to make guests from, and ISOs."),
     "disk": (f"{_HERE}.disk:disk", "Disks on the fabric."),
     "storage": (f"{_HERE}.storage:storage", "Policies that disks live under."),
+    "pool": (f"{_HERE}.pool:pool", "Where disks' data is kept."),
     "switch": (f"{_HERE}.switch:switch", "Virtual switches."),
     "nic": (f"{_HERE}.nic:nic", "Network cards and their guards."),
     "repository": (f"{_HERE}.repository:repository", "Places for backups."),

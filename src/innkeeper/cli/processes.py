@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from innkeeper.system import process
 from innkeeper.system.paths import Paths
 
 _POLL_S = 0.05
@@ -66,15 +67,10 @@ def _is_ours(command: str) -> bool:
     return program.startswith(helpers) or (program.startswith("python") and any(part in command for part in inner))
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs (its remains do not count)."""
-    return _command(pid) is not None
-
-
 def wait_end(pid: int, timeout_s: float) -> bool:
     """Whether the process has ended within ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    while alive(pid):
+    while not process.has_ended(pid):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)

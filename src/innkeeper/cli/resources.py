@@ -11,9 +11,10 @@ from innkeeper.cli.options import InnCommand, Ref, filter_option, given, labels_
 from innkeeper.cli.output import Column
 from innkeeper.cli.parse import request
 from innkeeper.cli.session import Session, pass_session
-from innkeeper.model.requests import BackupSet, ResourceSet
+from innkeeper.model.requests import ResourceSet
+from innkeeper.model.resources import Part
 
-S = TypeVar("S", ResourceSet, BackupSet)
+S = TypeVar("S", bound=Part)
 Columns = Callable[[Session], list[Column[Any]]]
 
 

@@ -13,6 +13,7 @@ from innkeeper.client.inn import InnClient
 from innkeeper.model import requests as ask
 from innkeeper.model.problems import Problem
 from innkeeper.model.views import ExecResult
+from innkeeper.system import process
 
 _LINES = 300
 _WRITER = f"""
@@ -35,7 +36,7 @@ def kill_daemon(stage: Stage) -> None:
     pid = stage.client.host.show().daemon_pid
     os.kill(pid, signal.SIGKILL)
     require(processes.wait_end(pid, 10.0), f"daemon {pid} survived SIGKILL")
-    running = [guest for guest, guest_pid in before.items() if guest_pid and processes.alive(guest_pid)]
+    running = [guest for guest, guest_pid in before.items() if guest_pid and not process.has_ended(guest_pid)]
     require(len(running) == len(GUESTS), "a guest ended with the daemon", cause=f"still running: {running}")
     stage.say(f"daemon {pid} killed; all {len(running)} guests run on")
     with stage.timed("daemon started again"):

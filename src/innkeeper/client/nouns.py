@@ -106,10 +106,10 @@ class Images(Noun[res.Image, res.Image]):
         return self._call(res.Image, "DELETE", self._at(ref))
 
 
-class Disks(Noun[res.Disk, res.Disk]):
+class Disks(Noun[res.Disk, views.DiskDetail]):
     """Disks on the fabric."""
 
-    path, kind, detail = "/v1/disks", res.Disk, res.Disk
+    path, kind, detail = "/v1/disks", res.Disk, views.DiskDetail
 
     def create(self, request: ask.DiskCreate, *, dry_run: bool = False) -> res.Disk | views.Plan:
         return self._new(self.path, request, dry_run=dry_run)
@@ -148,19 +148,28 @@ class Disks(Noun[res.Disk, res.Disk]):
         return self._call(res.Disk, "DELETE", f"{self._at(ref)}/exports/{segment(attachment_id)}")
 
 
-class Storages(Noun[res.Storage, res.Storage]):
+class Storages(Noun[res.Storage, views.StorageDetail]):
     """Policies that disks live under."""
 
-    path, kind, detail = "/v1/storages", res.Storage, res.Storage
+    path, kind, detail = "/v1/storages", res.Storage, views.StorageDetail
 
     def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> res.Storage | views.Plan:
         return self._new(self.path, request, dry_run=dry_run)
 
-    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Storage:
+    def set(self, ref: str, request: ask.StorageSet, *, revision: int | None = None) -> res.Storage:
         return self._set(ref, request, revision)
 
     def rm(self, ref: str) -> res.Storage:
         return self._call(res.Storage, "DELETE", self._at(ref))
+
+
+class Pools(Noun[res.Pool, views.PoolDetail]):
+    """Where the fabric keeps disks' data."""
+
+    path, kind, detail = "/v1/pools", res.Pool, views.PoolDetail
+
+    def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> res.Pool:
+        return self._set(ref, request, revision)
 
 
 class Switches(Noun[res.Switch, views.SwitchDetail]):

@@ -148,8 +148,13 @@ class Disks:
     async def ls(self) -> list[Disk]:
         return self._rooms.store.ls(Disk)
 
-    async def show(self, ref: str) -> Disk:
-        return self._rooms.store.get(Disk, ref)
+    async def show(self, ref: str) -> views.DiskDetail:
+        disk = self._rooms.store.get(Disk, ref)
+        try:
+            figures = views.Figures(**await self._rooms.fabric.figures(disk_id=disk.id))
+        except NotFound:  # it is being made
+            figures = None
+        return views.DiskDetail(**{name: getattr(disk, name) for name in Disk.model_fields}, figures=figures)
 
     async def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> Disk:
         return self._rooms.apply_set(self._rooms.store.get(Disk, ref), request, revision)

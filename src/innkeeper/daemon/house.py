@@ -18,6 +18,7 @@ from innkeeper.daemon.host import Host
 from innkeeper.daemon.images import Images
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.nvram import Nvram
+from innkeeper.daemon.pools import Pools
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories
@@ -41,6 +42,7 @@ class House:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        self.pools = Pools(rooms)
         self.storages = Storages(rooms)
         self.exports = Exports(rooms)
         self.disks = Disks(rooms, self.storages, self.exports)
@@ -71,7 +73,8 @@ class House:
 
     async def settle(self) -> None:
         """Bring what is desired and what is there together after a start: adopt, repair, finish, tidy."""
-        await self.storages.found_default()
+        await self.pools.settle()
+        await self.storages.settle()
         await self.switches.ensure_all()
         await self.power.adopt_all()
         await self.exports.settle()

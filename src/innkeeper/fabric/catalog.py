@@ -18,6 +18,7 @@ from innkeeper.fabric.groups import Note
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import EMPTY_ROOT, Root
 from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
+from innkeeper.fabric.policy import Policy
 from innkeeper.model.problems import Conflict, NotFound
 
 T = TypeVar("T")
@@ -30,8 +31,7 @@ class Storage:
     """A policy that disks live under."""
 
     id: str
-    compression: str = "lz4"
-    dedup: bool = True
+    policy: Policy
 
 
 @dataclass(slots=True)
@@ -102,8 +102,8 @@ class Catalog:
     def load(self) -> None:
         """Fill from meta. Layers come empty; replay fills them."""
         meta = self.meta
-        for row in meta.rows("SELECT id, compression, dedup FROM storages"):
-            self.storages[row[0]] = Storage(row[0], row[1], bool(row[2]))
+        for row in meta.rows("SELECT id, policy FROM storages"):
+            self.storages[row[0]] = Storage(row[0], Policy.from_json(row[1]))
         by_id: dict[int, Layer] = {}
         rows = meta.layers()
         for layer_row in rows:
@@ -174,10 +174,10 @@ class Catalog:
         self.by_number[disk.number] = disk
         self.layers[disk.open] = None
 
-    def policy_of(self, layer: Layer) -> Storage:
-        """The storage whose policy a layer is drained under; the default one where its disk is gone."""
+    def policy_of(self, layer: Layer) -> Policy:
+        """The policy that a layer is drained under; the default one where its disk is gone."""
         disk = self.by_number.get(layer.number)
-        return self.storages[disk.storage_id] if disk else Storage("")
+        return self.storages[disk.storage_id].policy if disk else Policy()
 
     def refuse_in_use(self, what: str, *, disk_id: str | None = None, snapshot_id: str | None = None) -> None:
         """Raises ``Conflict`` (``<what>.attached``, ``snapshot.held``) while something uses it."""

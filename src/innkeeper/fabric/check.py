@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import lz4.block
 from blake3 import blake3
 
+from innkeeper.fabric.codecs import Undecodable, decode
 from innkeeper.fabric.diff import EMPTY_VIEW, changed
-from innkeeper.fabric.groups import ITEM_DEAD, ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, SlotTable, check_header
+from innkeeper.fabric.groups import ITEM_DEAD, ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, Row, SlotTable, check_header
 from innkeeper.fabric.layout import (
     BLOCK,
-    CODEC_LZ4,
     CODEC_RAW,
     FANOUT,
     KIND_EXTENT,
@@ -140,6 +139,12 @@ class PoolCheck(PoolSweep):
                 problems.append(f"{where}: group {group} slot {slot} holds item kind {item}")
 
 
+def _raw_bytes(table: SlotTable, row: Row) -> int:
+    if row.item == ITEM_MAP:
+        return table.map_facts(row)[0]
+    return PAGE if row.item == ITEM_PIECE else BLOCK
+
+
 def _check_item(table: SlotTable, slot: int, problems: list[str], hashes: list[tuple[bytes, int]]) -> int:
     """Verify one slot; returns its stored bytes, 0 for a reclaimed one."""
     if table.rows[slot * 16 + 7] & 15 == ITEM_DEAD:
@@ -154,13 +159,11 @@ def _check_item(table: SlotTable, slot: int, problems: list[str], hashes: list[t
     if len(data) != row.stored or crc32c(data) != row.crc:
         problems.append(f"{where}: stored bytes fail their checksum")
         return row.stored
-    if row.codec == CODEC_LZ4:
-        raw = table.map_facts(row)[0] if row.item == ITEM_MAP else BLOCK
-        try:
-            data = lz4.block.decompress(data, uncompressed_size=raw)
-        except lz4.block.LZ4BlockError as broken:
-            problems.append(f"{where}: lz4: {broken}")
-            return row.stored
+    try:
+        data = decode(data, row.codec, _raw_bytes(table, row))
+    except Undecodable as broken:
+        problems.append(f"{where}: {broken}")
+        return row.stored
     if row.item == ITEM_EXTENT:
         digest = table.extent_hash(slot)
         if digest != blake3(data).digest():

@@ -138,14 +138,27 @@ class FabricClient:
         """Verify every checksum of the pool."""
         return dict(await self._call("check"))
 
+    async def figures(self, disk_id: str | None = None, storage_id: str | None = None) -> dict[str, Any]:
+        """What a disk, the disks of a storage, or all disks hold and take; see ``fabric.figures``."""
+        return dict(await self._call("figures", disk_id=disk_id, storage_id=storage_id))
+
+    async def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:
+        """Bound the content cache; None: the fabric's own choice."""
+        return dict(await self._call("cache_resize", limit_bytes=limit_bytes))
+
     async def shutdown(self) -> None:
         """End the fabric process; its keeper starts it again unless it is ending too."""
         await self._call("shutdown")
 
     # --- storages ---
 
-    async def storage_create(self, storage_id: str, compression: str = "lz4", dedup: bool = True) -> dict[str, Any]:
-        return dict(await self._call("storage_create", storage_id=storage_id, compression=compression, dedup=dedup))
+    async def storage_create(self, storage_id: str, **policy: Any) -> dict[str, Any]:
+        """``policy``: ``compression``, ``level``, ``dedup``; what is left out is as in ``fabric.policy.Policy()``."""
+        return dict(await self._call("storage_create", storage_id=storage_id, **policy))
+
+    async def storage_set(self, storage_id: str, **policy: Any) -> dict[str, Any]:
+        """Change a policy, for what is drained from now on."""
+        return dict(await self._call("storage_set", storage_id=storage_id, **policy))
 
     async def storage_ls(self) -> list[dict[str, Any]]:
         return list(await self._call("storage_ls"))

@@ -6,6 +6,7 @@ Raises throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.tran
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +16,9 @@ from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root, crc32c
 from innkeeper.fabric.logformat import DATA, RESIZE, SNAP, Record
 from innkeeper.fabric.oplog import Staged
+from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import Conflict, Failed, Invalid
-
-COMPRESSIONS = ("lz4", "off")
 
 
 class PoolControl(PoolCore):
@@ -29,24 +29,32 @@ class PoolControl(PoolCore):
 
     # -- storages --------------------------------------------------------------------------------------------------
 
-    def storage_create(self, storage_id: str, compression: str = "lz4", dedup: bool = True) -> dict[str, Any]:
-        """Make a storage: compression ``lz4`` or ``off``, deduplication on or off."""
+    def storage_create(self, storage_id: str, **policy: Any) -> dict[str, Any]:
+        """Make a storage; what ``policy`` leaves out is as in ``Policy()``."""
         _check_id("storage", storage_id)
-        if compression not in COMPRESSIONS:
-            raise Invalid(
-                "storage.compression", f"compression {compression!r} is unknown", remedy=f"use one of {COMPRESSIONS}"
-            )
+        wanted = Storage(storage_id, Policy().changed(**policy))
         with self.catalog.admin:
             known = self.catalog.storages.get(storage_id)
-            wanted = Storage(storage_id, compression, bool(dedup))
             if known is not None and known != wanted:
                 raise Conflict("storage.exists", f"storage {storage_id} exists with another policy")
             if known is None:
                 self._check_writable()
                 with self.catalog.meta.transaction() as change:
-                    change.run("INSERT INTO storages VALUES (?,?,?)", (storage_id, compression, int(dedup)))
+                    change.put_storage(storage_id, wanted.policy.to_json())
                 self.catalog.storages[storage_id] = wanted
             return self._storage_facts(wanted)
+
+    def storage_set(self, storage_id: str, **policy: Any) -> dict[str, Any]:
+        """Change a storage's policy: what is drained from now on follows it, what is stored stays as it is."""
+        with self.catalog.admin:
+            storage = self.catalog.storage(storage_id)
+            wanted = storage.policy.changed(**policy)
+            if wanted != storage.policy:
+                self._check_writable()
+                with self.catalog.meta.transaction() as change:
+                    change.put_storage(storage_id, wanted.to_json())
+                storage.policy = wanted
+            return self._storage_facts(storage)
 
     def storage_ls(self) -> list[dict[str, Any]]:
         with self.catalog.admin:
@@ -388,8 +396,7 @@ class PoolControl(PoolCore):
         disks = [disk for disk in self.catalog.disks.values() if disk.storage_id == storage.id]
         return {
             "id": storage.id,
-            "compression": storage.compression,
-            "dedup": storage.dedup,
+            **asdict(storage.policy),
             "disks": len(disks),
             "logical_bytes": sum(disk.size_bytes for disk in disks),
         }

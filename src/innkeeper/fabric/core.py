@@ -105,7 +105,9 @@ class PoolCore:
         )
         self.lock = self.log.lock
         self.log.on_moved = self._moved
-        self.store = GroupStore(files, f"{path}/groups", self.pool_id)
+        self.store = GroupStore(
+            files, f"{path}/groups", self.pool_id, content_bytes=int(meta.get("cache_bytes", 0)) or None
+        )
         self._load_groups(meta)
         self.reader = Reader(self.log, self.store)
         self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")

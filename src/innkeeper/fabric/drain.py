@@ -34,6 +34,7 @@ from innkeeper.fabric.layout import (
 )
 from innkeeper.fabric.maps import LeafEdit, MapEdit
 from innkeeper.fabric.oplog import OpLog
+from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.reader import Reader
 from innkeeper.fabric.store import LIVE, OPEN, GroupStore
 
@@ -52,12 +53,11 @@ class Drainer:
         self._writer = writer
         self._fingerprints = fingerprints
         self._fresh: dict[bytes, int] = {}
-        self._compress = True
-        self._dedup = True
+        self._policy = Policy()
 
-    def drain(self, layer: Layer, *, compress: bool, dedup: bool) -> Root:
+    def drain(self, layer: Layer, policy: Policy) -> Root:
         """The root that holds ``layer`` over the root it stands on. Raises ``Corrupt``, ``OSError``, ``NoSpace``."""
-        self._compress, self._dedup = compress, dedup
+        self._policy = policy
         pages = sorted(layer.pages)
         top = pages[-1] + 1 if pages else 1
         edit = MapEdit(self._store, self._writer, layer.root, levels_for(top * PAGE))
@@ -145,11 +145,11 @@ class Drainer:
         if data == ZERO_BLOCK:
             return HOLE
         digest = blake3(data).digest()
-        if self._dedup:
+        if self._policy.dedup:
             known = self._fresh.get(digest) or self._known(digest)
             if known:
                 return known
-        entry = self._writer.put_extent(data, digest, crcs, self._compress)
+        entry = self._writer.put_extent(data, digest, crcs, self._policy)
         self._fresh[digest] = entry
         return entry
 

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-import lz4.block
-
+from innkeeper.fabric.codecs import encode
 from innkeeper.fabric.groups import (
     EXTENT_AUX,
     GROUP_BYTES,
@@ -31,7 +30,6 @@ from innkeeper.fabric.groups import (
 )
 from innkeeper.fabric.layout import (
     BLOCK,
-    CODEC_LZ4,
     CODEC_RAW,
     KIND_EXTENT,
     KIND_MAP,
@@ -41,6 +39,7 @@ from innkeeper.fabric.layout import (
     crc32c,
     pack_entry,
 )
+from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.store import LIVE, OPEN, GroupRow
 from innkeeper.system.files import File, FileSystem, write_all
 
@@ -98,13 +97,12 @@ class GroupWriter:
         """A 4 KiB page and its CRC-32C; returns the map entry."""
         return pack_entry(KIND_PIECE, *self._put(data, ITEM_PIECE, CODEC_RAW, crc, b""))
 
-    def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, compress: bool) -> int:
+    def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy) -> int:
         """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
-        if compress:
-            stored = lz4.block.compress(data, store_size=False)
-            if len(stored) <= WORTH_COMPRESSING:
-                aux = EXTENT_AUX.pack(digest)
-                return pack_entry(KIND_EXTENT, *self._put(stored, ITEM_EXTENT, CODEC_LZ4, crc32c(stored), aux))
+        stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING)
+        if codec != CODEC_RAW:
+            aux = EXTENT_AUX.pack(digest)
+            return pack_entry(KIND_EXTENT, *self._put(stored, ITEM_EXTENT, codec, crc32c(stored), aux))
         if page_crcs is None:
             page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
         aux = RAW_EXTENT_AUX.pack(digest, *page_crcs)
@@ -112,10 +110,7 @@ class GroupWriter:
 
     def put_map(self, data: bytes, level: int) -> int:
         """A map page."""
-        stored = lz4.block.compress(data, store_size=False)
-        codec = CODEC_LZ4
-        if len(stored) >= len(data):
-            stored, codec = data, CODEC_RAW
+        stored, codec = encode(data, "lz4", 0, len(data) - 1)
         aux = MAP_AUX.pack(len(data), level)
         return pack_entry(KIND_MAP, *self._put(stored, ITEM_MAP, codec, crc32c(stored), aux))
 

@@ -18,11 +18,10 @@ from innkeeper.fabric.vfs import FabricVfs
 from innkeeper.model.problems import Corrupt, Failed, NoSpace
 from innkeeper.system.files import FileSystem
 
-VERSION = 1
+VERSION = 2
 _TABLES = (
     "CREATE TABLE pool (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID",
-    "CREATE TABLE storages (id TEXT PRIMARY KEY, compression TEXT NOT NULL, dedup INTEGER NOT NULL)"
-    " STRICT, WITHOUT ROWID",
+    "CREATE TABLE storages (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE disks (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, size_seq INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL,"
     " layer INTEGER NOT NULL, from_seq INTEGER NOT NULL, epoch INTEGER NOT NULL, lost INTEGER NOT NULL,"
@@ -38,6 +37,16 @@ _TABLES = (
     " epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE holds (id TEXT PRIMARY KEY, snapshot_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
+_UPGRADES = {
+    1: (  # compression and dedup had columns of their own
+        "CREATE TABLE policies (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "INSERT INTO policies SELECT id, json_object('compression', compression, 'level', 0, 'dedup',"
+        " json(iif(dedup, 'true', 'false'))) FROM storages",
+        "DROP TABLE storages",
+        "ALTER TABLE policies RENAME TO storages",
+    ),
+}
+"""What makes of each earlier version the next one."""
 _SIGN = 1 << 63
 
 
@@ -185,17 +194,21 @@ class Meta:
         db.execute("PRAGMA cache_size=-2048")
         db.execute("PRAGMA temp_store=MEMORY")
         version = next(iter(db.execute("PRAGMA user_version")))[0]
-        if version == 0:
-            with db:
-                for table in _TABLES:
-                    db.execute(table)
-                db.execute(f"PRAGMA user_version={VERSION}")
-        elif version != VERSION:
+        if version == VERSION:
+            return
+        if version > VERSION or version < 0:
             raise Corrupt(
                 "meta.format",
                 f"{self._path} has format {version}, this program knows {VERSION}",
                 remedy="open the pool with the version of Innkeeper that wrote it, or a newer one",
             )
+        with db:
+            if version == 0:
+                steps = list(_TABLES)
+            else:
+                steps = [step for earlier in range(version, VERSION) for step in _UPGRADES[earlier]]
+            for step in (*steps, f"PRAGMA user_version={VERSION}"):
+                db.execute(step)
 
     def close(self) -> None:
         with self.lock:
@@ -283,6 +296,9 @@ class Transaction:
 
     def put(self, key: str, value: Any) -> None:
         self.run("INSERT OR REPLACE INTO pool VALUES (?, ?)", (key, value))
+
+    def put_storage(self, storage_id: str, policy: str) -> None:
+        self.run("INSERT OR REPLACE INTO storages VALUES (?, ?)", (storage_id, policy))
 
     def put_disk(self, row: DiskRow) -> None:
         self.run(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from innkeeper.fabric.check import PoolCheck
+from innkeeper.fabric.cache import check_limit, default_bytes
 from innkeeper.fabric.core import Limits
+from innkeeper.fabric.figures import PoolFigures
 from innkeeper.model.problems import Failed
 from innkeeper.system.files import Io
 
 
-class Pool(PoolCheck):
+class Pool(PoolFigures):
     """An open pool. One process opens a pool at a time (its lock); ``close`` it when done.
 
     Which thread may call what:
@@ -66,6 +68,7 @@ class Pool(PoolCheck):
                 "log_bytes": self.log.used_bytes,
                 "log_limit_bytes": self.limits.log_bytes,
                 "groups": len(self.store.rows),
+                "cache": asdict(self.store.content.facts()),
                 "disks": len(self.catalog.disks),
                 "snapshots": len(self.catalog.snapshots),
                 "attachments": len(self.catalog.attachments),
@@ -73,6 +76,19 @@ class Pool(PoolCheck):
                 "read_only": self.read_only,
                 "drain_problem": self.drain_problem.as_dict() if self.drain_problem else None,
             }
+
+    def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:
+        """Bound the content cache, now and after a restart; None: ``cache.default_bytes()``.
+
+        Raises ``Invalid`` (``pool.cache``) for less than 8 MiB or more than the machine's memory.
+        """
+        check_limit(limit_bytes)
+        with self.catalog.admin:
+            self._check_writable()
+            with self.catalog.meta.transaction() as change:
+                change.put("cache_bytes", limit_bytes or 0)
+            self.store.content.resize(limit_bytes or default_bytes())
+        return asdict(self.store.content.facts())
 
     def ping(self) -> str:
         """``"pong"`` while the pool is of use. Raises ``Failed`` (``log.lost``) once the log is broken."""

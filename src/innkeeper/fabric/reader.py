@@ -23,6 +23,9 @@ from innkeeper.fabric.oplog import OpLog
 from innkeeper.fabric.store import GroupStore, WouldBlock
 from innkeeper.model.problems import Corrupt
 
+BULK_PAGES = 64
+"""Longer reads do not fill the content cache: keeping 1 MiB costs more than reading it out of the page cache (fresh
+memory has to be found for it), and who reads so much at once seldom reads it again."""
 LEAF_SPAN = FANOUT * BLOCK
 """Bytes of a disk that one leaf map page stands for."""
 DATA_FLAGS = 0
@@ -87,12 +90,13 @@ class Reader:
         return data
 
     def _mapped_run(self, view: View, page: int, end: int, nowait: bool, parts: list[bytes]) -> None:
+        keep = end - page <= BULK_PAGES
         while page < end:
             count = min(end, (page // PAGES_PER_BLOCK + 1) * PAGES_PER_BLOCK) - page
-            parts.append(self._mapped(view, page, count, nowait))
+            parts.append(self._mapped(view, page, count, nowait, keep))
             page += count
 
-    def _mapped(self, view: View, page: int, count: int, nowait: bool) -> bytes:
+    def _mapped(self, view: View, page: int, count: int, nowait: bool, keep: bool = True) -> bytes:
         """Pages of one block as the map has them."""
         store = self._store
         entry, leaf = block_entry(store, view.root, page // PAGES_PER_BLOCK, nowait=nowait)
@@ -101,7 +105,7 @@ class Reader:
             return ZERO_BLOCK if count == PAGES_PER_BLOCK else ZERO_BLOCK[: count * PAGE]
         kind = entry_kind(entry)
         if kind == KIND_EXTENT:
-            return store.extent_pages(entry, first, count, nowait=nowait)
+            return store.extent_pages(entry, first, count, nowait=nowait, keep=keep)
         if kind != KIND_SPLIT or leaf is None:
             raise Corrupt("fabric.corrupt", f"block {page // PAGES_PER_BLOCK} has a map entry of kind {kind}")
         table = sub_table(leaf, entry)

@@ -15,6 +15,7 @@ from innkeeper.fabric.core import NUMBERS_AT_ONCE
 from innkeeper.fabric.groups import FRAME_MAGIC, NO_FRAME, Frame, Note, check_header, parse_group_name, read_frame
 from innkeeper.fabric.layout import PAGE
 from innkeeper.fabric.meta import DiskRow, Meta, SnapshotRow
+from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.store import LIVE
 from innkeeper.model.problems import Corrupt, Problem
 from innkeeper.system.files import File, Io
@@ -129,7 +130,7 @@ def _write(
             change.put("next_disk", max((note.number for note in disks), default=0) + NUMBERS_AT_ONCE)
             change.put("log_life", int(io.clock.now()))
             change.put("log_needed_from", min((note.sequence + 1 for note in disks), default=1))
-            change.run("INSERT INTO storages VALUES (?,?,?)", (storage, "lz4", 1))
+            change.put_storage(storage, Policy().to_json())
             for note in disks:
                 change.put_disk(
                     DiskRow(

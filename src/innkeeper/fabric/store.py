@@ -5,19 +5,17 @@ The caches are keyed by map entry: an entry names the same bytes for ever, also 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
 
-import lz4.block
-
+from innkeeper.fabric.cache import ContentCache, default_bytes
+from innkeeper.fabric.codecs import Undecodable, decode
 from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, Row, SlotTable, check_header, group_path
 from innkeeper.fabric.layout import (
     BLOCK,
-    CODEC_LZ4,
     CODEC_RAW,
     FANOUT,
     PAGE,
@@ -48,15 +46,6 @@ class GroupRow:
     state: str
     size_bytes: int
     last_frame: int
-
-
-def content_cache_bytes() -> int:
-    """What decoded extents may take: a thirty-second of the machine's memory, from 24 MiB to 1 GiB.
-
-    A random read of 4 KiB out of an extent that is not cached decodes 64 KiB.
-    """
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(1 << 30, max(24 << 20, memory_bytes // 32))
 
 
 class Lru(Generic[K, V]):
@@ -113,7 +102,7 @@ class GroupStore:
         self.rows: dict[int, GroupRow] = {}
         self._tables: Lru[int, SlotTable] = Lru(table_bytes)
         self._maps: Lru[int, memoryview] = Lru(map_bytes)
-        self._content: Lru[int, bytes] = Lru(content_bytes or content_cache_bytes())
+        self.content = ContentCache(content_bytes or default_bytes())
 
     def path(self, number: int) -> str:
         return group_path(self.directory, number, self.rows[number].generation)
@@ -167,15 +156,11 @@ class GroupStore:
         if row.item != item:
             raise corrupt(table.file.path, row.offset, f"slot {slot} holds item kind {row.item}, not {item}")
         data = self._stored(table.file, row, nowait)
-        if row.codec == CODEC_LZ4:
-            raw_bytes = table.map_facts(row)[0] if item == ITEM_MAP else BLOCK
-            try:
-                data = lz4.block.decompress(data, uncompressed_size=raw_bytes)
-            except lz4.block.LZ4BlockError as broken:
-                raise corrupt(table.file.path, row.offset, f"lz4: {broken}") from broken
-        elif row.codec != CODEC_RAW:
-            raise corrupt(table.file.path, row.offset, f"unknown codec {row.codec}")
-        return data, table, row
+        raw_bytes = table.map_facts(row)[0] if item == ITEM_MAP else BLOCK
+        try:
+            return decode(data, row.codec, raw_bytes), table, row
+        except Undecodable as broken:
+            raise corrupt(table.file.path, row.offset, str(broken)) from broken
 
     def map_page(self, entry: int, *, nowait: bool = False) -> memoryview:
         """The u64 entries of a map page: 1,024, then 16 for every split block of a leaf."""
@@ -188,27 +173,22 @@ class GroupStore:
             self._maps.put(entry, page, len(data) + 200)
         return page
 
-    def block(self, entry: int, *, nowait: bool = False, keep: bool = False) -> bytes:
-        """The 64 KiB of an extent; ``keep`` puts them into the cache."""
-        data = self._content.get(entry)
-        if data is None:
-            data = self._decoded(entry, ITEM_EXTENT, nowait)[0]
-            if keep:
-                self._content.put(entry, data, BLOCK + 200)
-        return data
+    def extent_pages(self, entry: int, first: int, count: int, *, nowait: bool = False, keep: bool = True) -> bytes:
+        """Pages ``first`` .. ``first + count`` (of 16) of an extent; ``keep``: the content cache is to have it.
 
-    def extent_pages(self, entry: int, first: int, count: int, *, nowait: bool = False) -> bytes:
-        """Pages ``first`` .. ``first + count`` (of 16) of an extent."""
-        if count == PAGES_PER_BLOCK:
-            return self.block(entry, nowait=nowait)
-        cached = self._content.get(entry)
-        if cached is not None:
-            return cached[first * PAGE : (first + count) * PAGE]
+        Parts of one that is stored as it is are read for themselves: the page cache has them as cheaply.
+        """
+        data = self.content.get(entry)
+        if data is not None:
+            return data if count == PAGES_PER_BLOCK else data[first * PAGE : (first + count) * PAGE]
         group, slot = entry_place(entry)
         table = self.table(group, nowait=nowait)
         row = table.row(slot)
-        if row.codec != CODEC_RAW or row.item != ITEM_EXTENT:
-            return self.block(entry, nowait=nowait, keep=True)[first * PAGE : (first + count) * PAGE]
+        if row.codec != CODEC_RAW or row.item != ITEM_EXTENT or count == PAGES_PER_BLOCK:
+            data = self._decoded(entry, ITEM_EXTENT, nowait)[0]
+            if keep:
+                self.content.put(entry, data)
+            return data if count == PAGES_PER_BLOCK else data[first * PAGE : (first + count) * PAGE]
         offset = row.offset + first * PAGE
         length = count * PAGE
         data = table.file.pread_nowait(length, offset) if nowait else table.file.pread(length, offset)

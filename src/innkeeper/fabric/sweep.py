@@ -13,7 +13,6 @@ import errno
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from innkeeper.fabric.groups import (
     HASH_BYTES,
@@ -31,16 +30,12 @@ from innkeeper.fabric.groups import (
 )
 from innkeeper.fabric.layout import (
     CODEC_RAW,
-    KIND_EXTENT,
-    KIND_PIECE,
     PAGE,
     SLOT_BITS,
-    Root,
     corrupt,
     crc32c,
-    entry_place,
 )
-from innkeeper.fabric.maps import walk_maps
+from innkeeper.fabric.marks import Marks, Slots
 from innkeeper.fabric.store import LIVE, GroupRow
 from innkeeper.fabric.upkeep import PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
@@ -53,44 +48,6 @@ CHUNK_BYTES = 1 << 20
 SWEEP_AT = 2.0
 """Stored bytes, as a multiple of those found live, from which a sweep is due."""
 SWEEP_FROM_BYTES = 1 << 30
-Slots = NDArray[np.bool_]
-
-
-class Marks:
-    """Which slots of which groups are reachable."""
-
-    def __init__(self) -> None:
-        self.live: dict[int, Slots] = {}
-        self.seen: set[int] = set()
-
-    def add(self, places: NDArray[np.uint64]) -> None:
-        """Mark (group << 18 | slot) places."""
-        groups = (places >> np.uint64(SLOT_BITS)).astype(np.int64)
-        slots = (places & np.uint64((1 << SLOT_BITS) - 1)).astype(np.int64)
-        order = np.argsort(groups, kind="stable")
-        groups, slots = groups[order], slots[order]
-        bounds = np.flatnonzero(np.diff(groups)) + 1
-        for first, part in zip([0, *bounds.tolist()], np.split(slots, bounds), strict=True):
-            if len(part):
-                self._mark(int(groups[first]), part)
-
-    def _mark(self, group: int, slots: NDArray[np.int64]) -> None:
-        top = int(slots.max()) + 1
-        mask = self.live.get(group)
-        if mask is None or len(mask) < top:
-            wider = np.zeros(max(top, 0 if mask is None else 2 * len(mask)), dtype=np.bool_)
-            if mask is not None:
-                wider[: len(mask)] = mask
-            mask = self.live[group] = wider
-        mask[slots] = True
-
-    def of(self, group: int, slots: int) -> Slots:
-        """The mask of a group, ``slots`` long."""
-        mask = self.live.get(group)
-        result = np.zeros(slots, dtype=np.bool_)
-        if mask is not None:
-            result[: len(mask)] = mask[:slots]
-        return result
 
 
 class PoolSweep(PoolUpkeep):
@@ -107,19 +64,6 @@ class PoolSweep(PoolUpkeep):
             self.sweep()
         except Problem as problem:
             self.drain_problem = problem
-
-    def mark(self, roots: list[Root]) -> Marks:
-        """Everything reachable from ``roots``. Raises ``Corrupt``, ``OSError``."""
-        marks = Marks()
-        for root in roots:
-            for entry, _, page in walk_maps(self.store, root, marks.seen):
-                group, slot = entry_place(entry)
-                marks.add(np.array([group << SLOT_BITS | slot], dtype=np.uint64))
-                entries = np.frombuffer(page, dtype=np.uint64)
-                kinds = entries >> np.uint64(60)
-                own = entries[(kinds == KIND_EXTENT) | (kinds == KIND_PIECE)]
-                marks.add(own & np.uint64((1 << 48) - 1))
-        return marks
 
     def sweep(self, compact_below: float = COMPACT_BELOW) -> dict[str, Any]:
         """Take back dead space; for worker threads. Returns groups removed and compacted and bytes freed.
@@ -168,8 +112,8 @@ class PoolSweep(PoolUpkeep):
             roots = self.catalog.roots()
             holds = frozenset(self.catalog.holds)
             held_roots = [self.catalog.snapshots[each].frozen.view.root for each in set(self.catalog.holds.values())]
-        marks = self.mark(roots)
-        held = set(self.mark(held_roots).live)
+        marks = Marks.of_roots(self.store, roots)
+        held = set(Marks.of_roots(self.store, held_roots).live)
         open_number = self.writer.number
         chosen: list[tuple[float, int]] = []
         live_total = 0

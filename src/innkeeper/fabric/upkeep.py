@@ -144,7 +144,7 @@ class PoolUpkeep(PoolControl):
             with self.catalog.admin:
                 policy = self.catalog.policy_of(layer)
             try:
-                root = self.drainer.drain(layer, compress=policy.compression == "lz4", dedup=policy.dedup)
+                root = self.drainer.drain(layer, policy)
                 self.writer.sync()
                 self._commit(layer, root)
             except OSError as refused:

@@ -14,7 +14,16 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model
 
 from innkeeper.model.names import check_image_name, check_labels, check_name
 from innkeeper.model.problems import Invalid
-from innkeeper.model.resources import CheckpointKind, CloudInit, Firmware, Guards, MacAddress, Part, SwitchKind
+from innkeeper.model.resources import (
+    CheckpointKind,
+    CloudInit,
+    Compression,
+    Firmware,
+    Guards,
+    MacAddress,
+    Part,
+    SwitchKind,
+)
 from innkeeper.model.sizes import MIB, TIB
 
 MAX_DISK_BYTES = 64 * TIB
@@ -69,6 +78,8 @@ Subnet = Annotated[str, AfterValidator(_subnet)]
 HostPath = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(_absolute)]
 DiskBytes = Annotated[int, Field(ge=512, le=MAX_DISK_BYTES, multiple_of=512)]
 MemoryBytes = Annotated[int, Field(ge=32 * MIB, le=MAX_MEMORY_BYTES, multiple_of=MIB)]
+CacheBytes = Annotated[int, Field(ge=8 * MIB, le=MAX_MEMORY_BYTES)]
+ZstdLevel = Annotated[int, Field(ge=1, le=19)]
 Cpus = Annotated[int, Field(ge=1, le=512)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -226,8 +237,24 @@ class StorageCreate(Part):
 
     name: Name
     labels: Labels = Field(default_factory=dict)
-    compression: Literal["off", "lz4"] = "lz4"
+    compression: Compression = "lz4"
+    level: ZstdLevel | None = None
+    """Of zstd: 1 is fast, 19 is small; 3 when absent."""
     dedup: bool = True
+
+
+class StorageSet(ResourceSet):
+    """Changes to a storage; what is written from then on follows them, what is stored stays as it is."""
+
+    compression: Compression | None = None
+    level: ZstdLevel | None = None
+    dedup: bool | None = None
+
+
+class PoolSet(ResourceSet):
+    """Changes to a pool. ``cache_bytes`` takes effect at once; ``null`` is the fabric's own choice."""
+
+    cache_bytes: CacheBytes | None = None
 
 
 class DiskCreate(Part):

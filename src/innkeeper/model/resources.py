@@ -14,7 +14,10 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from innkeeper.model.sizes import MIB
+
 MacAddress = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+Compression = Literal["off", "lz4", "zstd"]
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
@@ -183,11 +186,20 @@ class Checkpoint(Resource):
 
 
 class Storage(Resource):
-    """A policy that disks live under (what the seed calls a container)."""
+    """A policy that disks live under (what the seed calls a container); ``level`` counts for zstd only."""
 
     kind: ClassVar[str] = "storage"
-    compression: Literal["off", "lz4"] = "lz4"
+    compression: Compression = "lz4"
+    level: int = Field(default=0, ge=0, le=19)
     dedup: bool = True
+
+
+class Pool(Resource):
+    """A place where the fabric keeps disks' data. ``cache_bytes`` is memory for the content cache; None: its choice."""
+
+    kind: ClassVar[str] = "pool"
+    path: str
+    cache_bytes: int | None = Field(default=None, ge=8 * MIB)
 
 
 class Disk(Resource):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from innkeeper.model.resources import Nic, Part, Switch, Uuid, Vm
+from innkeeper.model.resources import Disk, Nic, Part, Pool, Storage, Switch, Uuid, Vm
 
 
 class Plan(Part):
@@ -58,6 +58,75 @@ class Lease(Part):
     mac: str
     hostname: str = ""
     expires_at: datetime | None = None
+
+
+class Figures(Part):
+    """What disks hold, and what that takes.
+
+    ``data_bytes`` is what of them is no hole; ``distinct_bytes`` the blocks that hold it, equal ones counted once;
+    ``stored_bytes`` what those and their maps take; ``snapshot_bytes`` what is stored besides, for their snapshots;
+    ``undrained_bytes`` what waits in the log. ``dedup_ratio`` is data over distinct (clones count as equal blocks),
+    ``compression_ratio`` what compression makes of the distinct ones.
+    """
+
+    data_bytes: int
+    distinct_bytes: int
+    stored_bytes: int
+    snapshot_bytes: int
+    undrained_bytes: int
+    dedup_ratio: float
+    compression_ratio: float
+
+
+class DiskDetail(Disk):
+    """A disk with what it holds and takes; None while it is being made."""
+
+    figures: Figures | None = None
+
+
+class StorageDetail(Storage):
+    """A storage with the disks that live under it: how many, the sum of their sizes, what they hold and take."""
+
+    disks: int = 0
+    logical_bytes: int = 0
+    figures: Figures
+
+
+class CacheFacts(Part):
+    """The content cache of a pool: what it holds, and what it has done since the fabric started.
+
+    ``hits``: extents that were in memory; ``misses``: extents that were read from their groups and decoded.
+    """
+
+    limit_bytes: int
+    used_bytes: int
+    single_touch_bytes: int
+    multi_touch_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class PoolDetail(Pool):
+    """A pool as its fabric sees it.
+
+    ``used_bytes`` is what it takes of its file system, ``logical_bytes`` the sum of the disks' sizes, ``log_bytes``
+    what of the log is not drained yet. ``problem`` is what keeps the pool from draining or from being written.
+    """
+
+    capacity_bytes: int
+    free_bytes: int
+    used_bytes: int
+    logical_bytes: int
+    log_bytes: int
+    log_limit_bytes: int
+    groups: int
+    disks: int
+    snapshots: int
+    attachments: int
+    figures: Figures
+    cache: CacheFacts
+    problem: str | None = None
 
 
 class SwitchDetail(Switch):

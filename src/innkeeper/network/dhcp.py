@@ -133,6 +133,7 @@ class Server:
             self.stop()
             pid = None
         if pid is None:
+            self._await_former()
             self._start(switch)
             return [f"start DHCP and DNS of switch {switch.name}"]
         if reload:
@@ -180,7 +181,17 @@ class Server:
         """Whether the process has ended; one that this daemon started is reaped."""
         if self._child is not None:
             self._child.poll()
-        return self.pid() != pid
+        return process.has_ended(pid)
+
+    def _await_former(self) -> None:
+        """Wait for one that is being ended: it holds the switch's address until it is gone."""
+        try:
+            pid = int((self._directory / "dnsmasq.pid").read_text())
+            leaving = not Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return
+        if leaving:
+            _until(lambda: self._gone(pid), _STOP_S)
 
     def _prepare(self) -> None:
         try:

@@ -16,12 +16,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import google_crc32c
-import lz4.block
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from innkeeper.fabric.layout import CODEC_LZ4, CODEC_RAW
+from innkeeper.fabric import codecs
 from innkeeper.model.problems import Refused
 from innkeeper.protect.blobs import Buffer
 from innkeeper.protect.sealing import CIPHER_SUITE, FORMAT_VERSION, Key, Kind, damaged
@@ -89,26 +88,18 @@ def pack_id_of(blob_name: str) -> bytes | None:
 
 def encode(plaintext: bytes) -> Encoded:
     """Hash and compress; kept raw when compression saves less than an eighth."""
-    packed = lz4.block.compress(plaintext, store_size=False)
-    digest = blake3(plaintext).digest()
-    if len(packed) <= len(plaintext) - len(plaintext) // 8:
-        return Encoded(digest, packed, len(plaintext), CODEC_LZ4)
-    return Encoded(digest, plaintext, len(plaintext), CODEC_RAW)
+    stored, codec = codecs.encode(plaintext, "lz4", 0, len(plaintext) - len(plaintext) // 8)
+    return Encoded(blake3(plaintext).digest(), stored, len(plaintext), codec)
 
 
 def decode(stored: bytes, codec: int, raw: int) -> bytes | None:
     """The plaintext of exactly ``raw`` bytes, or ``None`` when the stored bytes do not yield it."""
     if not 0 < raw <= MAX_RAW_BYTES:
         return None
-    if codec == CODEC_RAW:
-        return stored if len(stored) == raw else None
-    if codec == CODEC_LZ4:
-        try:
-            plaintext: bytes = lz4.block.decompress(stored, uncompressed_size=raw)
-        except lz4.block.LZ4BlockError:
-            return None
-        return plaintext if len(plaintext) == raw else None
-    return None
+    try:
+        return codecs.decode(stored, codec, raw)
+    except codecs.Undecodable:
+        return None
 
 
 class PackBuilder:

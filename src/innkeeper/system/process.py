@@ -145,6 +145,20 @@ def _kill_group(pid: int) -> None:
         pass
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process has closed all that it held: it is gone, or only its exit status is left.
+
+    Its command line vanishes earlier (proc(5)): one that is being ended may still hold sockets and locks then.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    fields = stat.rpartition(")")[2].split()
+    state, threads = fields[0], int(fields[17])
+    return state in "ZX" and threads <= 1
+
+
 def spawn(
     argv: Sequence[str],
     *,

@@ -6,18 +6,13 @@ Decompression is bounded in memory; what a bomb unpacks to is bounded by the cal
 from __future__ import annotations
 
 import lzma
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from innkeeper.model.problems import Corrupt
 from innkeeper.model.sizes import MIB
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from innkeeper.system.zstd import zstd
 
 CHUNK_BYTES = 1 * MIB
 _XZ_MEMORY_BYTES = 256 * MIB
