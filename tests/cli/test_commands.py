@@ -134,19 +134,7 @@ def test_guards_are_switched_one_by_one(web: Shell) -> None:
     web("nic set web-0", code=2)
 
 
-def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
-    web("vm set web --cpus 2 --memory 1G --label team=a --protect")
-    assert web.json("vm show web")["spec"]["cpus"] == 2
-    assert web("vm ls --label team=b -q") == ""
-    web("checkpoint create web now --kind standard")
-    assert "standard" in web("checkpoint ls web")
-    web("checkpoint show web now")
-    web("checkpoint set web now --name then --label why=upgrade")
-    assert web.json("checkpoint show web then")["labels"] == {"why": "upgrade"}
-    web("checkpoint set web then --no-labels")
-    assert web.json("checkpoint show web then")["labels"] == {}
-    web("checkpoint set web then", code=2)
-    web("checkpoint rm web then")
+def test_storages_and_pools(web: Shell) -> None:
     web("storage create fast --no-dedup")
     assert "fast" in web("storage ls")
     web("storage set fast --compression zstd --level 9 --dedup")
@@ -161,8 +149,28 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("pool set default --cache auto")
     assert web.json("pool show default")["cache_bytes"] is None
     web("pool set default", code=2)
+    web("pool add default /mnt/hdd --tier slow")
+    assert "/mnt/hdd" in web("pool show default")
+    web("pool drain default /mnt/hdd")
+    assert "/mnt/hdd" not in web("pool show default")
+    web("pool drain default /mnt/hdd", code=1)
     web("pool set default --cache 1M", code=2)
     web("storage rm fast")
+
+
+def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
+    web("vm set web --cpus 2 --memory 1G --label team=a --protect")
+    assert web.json("vm show web")["spec"]["cpus"] == 2
+    assert web("vm ls --label team=b -q") == ""
+    web("checkpoint create web now --kind standard")
+    assert "standard" in web("checkpoint ls web")
+    web("checkpoint show web now")
+    web("checkpoint set web now --name then --label why=upgrade")
+    assert web.json("checkpoint show web then")["labels"] == {"why": "upgrade"}
+    web("checkpoint set web then --no-labels")
+    assert web.json("checkpoint show web then")["labels"] == {}
+    web("checkpoint set web then", code=2)
+    web("checkpoint rm web then")
     web("disk create d --size 1G")
     web("disk resize d 2G")
     web("disk resize d 1G", code=1)

@@ -121,6 +121,10 @@ class Storages(Service[Storage]):
 
 
 class Pools(Service[Pool]):
+    def __init__(self, house: FakeHouse) -> None:
+        super().__init__(house, Pool)
+        self.devices: list[views.PoolDevice] = []
+
     async def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> Pool:  # type: ignore[override]
         return self.shelf.change(ref, revision, **request.model_dump(exclude_unset=True))
 
@@ -140,7 +144,29 @@ class Pools(Service[Pool]):
             name: 1 << 20 for name in views.PoolDetail.model_fields if name.endswith("_bytes") and name != "cache_bytes"
         }
         own = {name: getattr(pool, name) for name in Pool.model_fields}
-        return views.PoolDetail(**own, **counts, **sizes, cache=cache, figures=FIGURES)
+        return views.PoolDetail(**own, **counts, **sizes, cache=cache, figures=FIGURES, devices=self.devices)
+
+    async def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
+        self.shelf.get(ref)
+        self.devices.append(
+            views.PoolDevice(
+                id=new_id(),
+                path=request.path,
+                tier=request.tier,
+                state="online",
+                total_bytes=1 << 40,
+                free_bytes=1 << 39,
+                groups=0,
+                group_bytes=0,
+            )
+        )
+        return self.devices[-1]
+
+    async def device_drain(self, ref: str, device: str) -> Any:
+        found = [each for each in self.devices if each.id == device]
+        if not found:
+            raise NotFound("device.not_found", "no such device")
+        return self.house.run("pool.device_drain", self.shelf.get(ref), lambda: self.devices.remove(found[0]))
 
 
 class Switches(Service[Switch]):

@@ -113,7 +113,7 @@ class FakeHouse:
         self.images = Images(self, Image)
         self.disks = Disks(self)
         self.storages = Storages(self, Storage)
-        self.pools = Pools(self, Pool)
+        self.pools = Pools(self)
         self.switches = Switches(self, Switch)
         self.nics = Nics(self, Nic)
         self.repositories = Repositories(self, Repository)

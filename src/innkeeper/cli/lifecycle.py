@@ -7,6 +7,7 @@ down    ask the daemon to end guests and switches, end daemon, keeper and fabric
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -24,12 +25,14 @@ from innkeeper.cli.logs import last_lines
 from innkeeper.cli.options import InnCommand
 from innkeeper.cli.progress import follow
 from innkeeper.cli.session import Session, pass_session
+from innkeeper.fabric.devices import read_identity
 from innkeeper.harden import doctor as judge
 from innkeeper.harden import facts
-from innkeeper.model.problems import Failed, Problem, Unavailable
+from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable, from_dict
 from innkeeper.model.requests import HostStop
 from innkeeper.model.views import Health
 from innkeeper.system import process
+from innkeeper.system.files import RealFiles
 from innkeeper.system.paths import Paths
 
 FABRIC_PATIENCE_S = 60.0
@@ -112,9 +115,34 @@ def _health(session: Session) -> Health | None:
 def _ensure_keeper(paths: Paths) -> bool:
     """Start the keeper unless it runs, and wait for the fabric; whether it was started."""
     running = processes.noted(paths, "keeper") is not None
+    log = paths.logs / "fabric.log"
+    told = log.stat().st_size if log.exists() else 0
     started = None if running else process.spawn(keeper_command(paths), log=paths.logs / "keeper.log")
-    _await(lambda: _accepts(paths.fabric_socket), started, "keeper", paths, FABRIC_PATIENCE_S)
+
+    def answers() -> bool:
+        if _accepts(paths.fabric_socket):
+            return True
+        problem = _problem_in(log, told) if started is not None else None
+        if started is not None and problem is not None and not isinstance(problem, Conflict):  # a lock may come free
+            processes.end(started.pid)  # it would go on trying; whoever asked is told why that is of no use
+            started.wait()
+            raise problem
+        return False
+
+    _await(answers, started, "keeper", paths, FABRIC_PATIENCE_S)
     return not running
+
+
+def _problem_in(log: Path, start: int) -> Problem | None:
+    """The problem that the fabric ended with, from what it logged behind byte ``start``."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().splitlines()
+        found = [from_dict(json.loads(line)["problem"]) for line in lines if b'"problem": ' in line]
+    except (OSError, ValueError, KeyError):  # not there yet, or a line is half written
+        return None
+    return found[-1] if found else None
 
 
 def _ensure_daemon(session: Session, paths: Paths) -> bool:
@@ -202,8 +230,21 @@ def down(session: Session, force: bool, purge: bool) -> None:
         remedy = "end what holds them, then run 'inn down --force' again"
         raise Failed("inn.left", "not everything could be ended", cause="\n".join(stayed), remedy=remedy)
     if purge:
+        _empty_devices(session, paths)
         shutil.rmtree(paths.state)
     session.say(f"the inn at {paths.state} {'is gone' if purge else 'has ended'}; nothing is left running")
+
+
+def _empty_devices(session: Session, paths: Paths) -> None:
+    """Take the pool's data out of the directories that it has elsewhere."""
+    identity = read_identity(RealFiles(), str(paths.pool))
+    for device in identity[1] if identity else ():
+        place = Path(device.path)
+        if (place / "device.json").exists():
+            shutil.rmtree(device.groups)
+            for name in ("device.json", "lock"):
+                (place / name).unlink(missing_ok=True)
+            session.say(f"emptied: {place}")
 
 
 def _end(session: Session, paths: Paths, *, force: bool) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 
 from innkeeper.cli import resources
 from innkeeper.cli.lazy import VerbGroup
-from innkeeper.cli.options import SIZE, InnCommand, Ref, labels_option, no_labels_option
+from innkeeper.cli.options import SIZE, InnCommand, Ref, detach_option, labels_option, no_labels_option
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
+from innkeeper.cli.progress import settle
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.model import requests as ask
-from innkeeper.model.resources import Pool
+from innkeeper.model.resources import Pool, Tier
 from innkeeper.model.sizes import format_size
 
 
@@ -47,6 +49,30 @@ def change(session: Session, ref: str, cache: Any, labels: dict[str, str], no_la
         raise click.UsageError("say what to change")
     changed = session.client.pools.set(ref, wish)
     session.done(changed, f"pool {changed.name} changed")
+
+
+@pool.command("add", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--tier", type=click.Choice(get_args(Tier)), default="slow", show_default=True)
+@pass_session
+def add(session: Session, ref: str, path: Path, tier: Tier) -> None:
+    """Take a directory into a pool, at once: inn pool add default /mnt/hdd --tier slow."""
+    made = session.client.pools.device_add(ref, request(ask.PoolDeviceAdd, path=str(path.absolute()), tier=tier))
+    session.done(made, f"{made.path} is a {made.tier} device of pool {ref}")
+
+
+@pool.command("drain", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@click.argument("path", type=click.Path(path_type=Path))
+@detach_option
+@pass_session
+def drain(session: Session, ref: str, path: Path, no_wait: bool) -> None:
+    """Move what a device holds to the others and let it go; guests run on. Cancel its task to keep it."""
+    devices = session.client.pools.show(ref).devices
+    found = [device.id for device in devices if str(path) in (device.id, device.path)]
+    task = session.client.pools.device_drain(ref, found[0] if found else path.name)
+    settle(session, task, no_wait=no_wait, done=lambda _task: f"{path} is no part of pool {ref} any more")
 
 
 def _columns(_session: Session) -> list[Column[Pool]]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from innkeeper.cli import output
 from innkeeper.client.inn import InnClient
 from innkeeper.model.resources import Resource
-from innkeeper.model.views import Plan
+from innkeeper.model.views import Plan, PoolDevice
 from innkeeper.system.paths import Paths
 
 Format = Literal["table", "json"]
@@ -67,7 +67,7 @@ class Session:
         else:
             output.table(columns, rows)
 
-    def done(self, value: Resource, message: str) -> None:
+    def done(self, value: Resource | PoolDevice, message: str) -> None:
         """What a change came to: a message for people, the resource for programs (``-o json``), its id when quiet."""
         if self.format == "json":
             click.echo(output.as_json(value))

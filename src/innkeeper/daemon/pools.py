@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.cache import check_limit
 from innkeeper.model import requests as ask
 from innkeeper.model import views
-from innkeeper.model.problems import Conflict
-from innkeeper.model.resources import Pool
+from innkeeper.model.problems import Conflict, Invalid, NotFound
+from innkeeper.model.resources import Pool, Task, new_id
+from innkeeper.model.sizes import format_size
+from innkeeper.tasks.engine import Run, Step, TaskKind
 
 DEFAULT_POOL = "default"
+
+
+HOME = "home"
+"""What people call the device that is the pool's own directory; the fabric calls it by no name."""
+_POLL_S = 0.5
+_PATIENCE_S = 20.0
+
+
+def _device(facts: dict[str, Any]) -> views.PoolDevice:
+    return views.PoolDevice(**{**facts, "id": facts["id"] or HOME})
 
 
 class Pools:
@@ -17,6 +33,9 @@ class Pools:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        rooms.engine.register(
+            TaskKind("pool.device_drain", [Step("move what it holds", self._drain, self._keep)], after_crash="resume")
+        )
 
     async def settle(self) -> None:
         """Give the fabric what is desired of the pool that the inn is founded with."""
@@ -40,6 +59,7 @@ class Pools:
             **own,
             **seen,
             figures=views.Figures(**await self._rooms.fabric.figures()),
+            devices=[_device(found) for found in await self._rooms.fabric.device_ls()],
             problem=facts["read_only"] or (trouble and trouble["detail"]),
         )
 
@@ -57,3 +77,54 @@ class Pools:
         if resized:
             await self._rooms.fabric.cache_resize(pool.cache_bytes)
         return pool
+
+    # --- devices ---
+
+    async def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
+        """Raises ``Invalid`` (``device.inside``), ``Conflict`` (``device.not_empty``, ``device.exists``)."""
+        self._rooms.store.get(Pool, ref)
+        path, state = Path(request.path).resolve(), self._rooms.paths.state.resolve()
+        if path == state or state in path.parents or path in state.parents:
+            raise Invalid(
+                "device.inside",
+                f"{path} and the inn's own directory {state} may not contain each other",
+                remedy="give a directory elsewhere, best the root of a file system of its own",
+            )
+        return _device(await self._rooms.fabric.device_add(new_id(), str(path), request.tier))
+
+    async def device_drain(self, ref: str, device: str) -> Task:
+        """Raises ``NotFound`` (``device.not_found``), ``Conflict`` (``device.home``)."""
+        pool = self._rooms.store.get(Pool, ref)
+        if device == HOME:
+            raise Conflict("device.home", "the pool's own directory stays", remedy="name another device")
+        facts = await self._facts(device)
+        if facts is None:
+            raise NotFound("device.not_found", f"the pool has no device {device}", remedy="see 'inn pool show'")
+        parameters = {"device_id": device, "path": facts["path"], "tier": facts["tier"]}
+        return self._rooms.engine.start(
+            "pool.device_drain", parameters, target_kind="pool", target_id=pool.id, target_name=pool.name
+        )
+
+    async def _facts(self, device_id: str) -> dict[str, Any] | None:
+        devices = await self._rooms.fabric.device_ls()
+        return next((each for each in devices if each["id"] == device_id), None)
+
+    async def _drain(self, run: Run) -> None:
+        device_id = run.parameters["device_id"]
+        if (facts := await self._facts(device_id)) is None:
+            return
+        await self._rooms.fabric.device_rm(device_id)
+        whole = run.context.setdefault("bytes", max(1, facts["group_bytes"]))
+        before, unchanged_s = None, 0.0
+        while (facts := await self._facts(device_id)) is not None:
+            left = facts["group_bytes"]
+            unchanged_s, before = unchanged_s + _POLL_S if left == before else 0.0, left
+            waits = "; waits for room elsewhere, or for a backup to end" if unchanged_s > _PATIENCE_S else ""
+            run.progress(max(0.0, 1 - left / whole), f"{format_size(left)} left on {facts['path']}{waits}")
+            await asyncio.sleep(_POLL_S)
+
+    async def _keep(self, run: Run) -> None:
+        """Cancelled: the device stays, with what it still holds."""
+        wanted = run.parameters
+        if await self._facts(wanted["device_id"]) is not None:
+            await self._rooms.fabric.device_add(wanted["device_id"], wanted["path"], wanted["tier"])

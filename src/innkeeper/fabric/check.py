@@ -25,14 +25,14 @@ from innkeeper.fabric.layout import (
     unpack_entry,
 )
 from innkeeper.fabric.maps import walk_maps
-from innkeeper.fabric.sweep import PoolSweep
+from innkeeper.fabric.tiers import PoolTiers
 from innkeeper.model.problems import Corrupt, Failed, Problem
 
 _ITEM_OF_KIND = {KIND_EXTENT: ITEM_EXTENT, KIND_PIECE: ITEM_PIECE, KIND_MAP: ITEM_MAP}
 MAX_PROBLEMS = 1000
 
 
-class PoolCheck(PoolSweep):
+class PoolCheck(PoolTiers):
     """Changed blocks and the check: reading what is stored."""
 
     def changed_blocks(

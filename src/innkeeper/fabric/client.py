@@ -146,6 +146,21 @@ class FabricClient:
         """Bound the content cache; None: the fabric's own choice."""
         return dict(await self._call("cache_resize", limit_bytes=limit_bytes))
 
+    async def device_add(self, device_id: str, path: str, tier: str) -> dict[str, Any]:
+        """Take a directory into the pool, or call its draining off."""
+        return dict(await self._call("device_add", device_id=device_id, path=path, tier=tier))
+
+    async def device_rm(self, device_id: str) -> None:
+        """Begin to drain a device; it is gone from ``device_ls`` when that is done."""
+        await self._call("device_rm", device_id=device_id)
+
+    async def device_ls(self) -> list[dict[str, Any]]:
+        return list(await self._call("device_ls"))
+
+    async def tier(self) -> dict[str, int]:
+        """Make the moves between devices that are due, now."""
+        return dict(await self._call("tier"))
+
     async def shutdown(self) -> None:
         """End the fabric process; its keeper starts it again unless it is ending too."""
         await self._call("shutdown")

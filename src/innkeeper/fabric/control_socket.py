@@ -22,8 +22,9 @@ MAX_LINE_BYTES = 16 << 20
 _WORKERS = 4
 OPERATIONS = frozenset(
     (
-        *("ping", "pool_show", "figures", "cache_resize", "drain", "sweep", "check"),
+        *("ping", "pool_show", "figures", "cache_resize", "drain", "sweep", "tier", "check"),
         *("storage_create", "storage_set", "storage_ls", "storage_rm"),
+        *("device_add", "device_rm", "device_ls"),
         *("disk_create", "disk_show", "disk_ls", "disk_resize", "disk_rm", "disk_clone", "disk_revert"),
         *("snapshot_create", "snapshot_ls", "snapshot_show", "snapshot_rm", "changed_blocks"),
         *("attach", "detach", "attachment_ls", "hold", "release"),

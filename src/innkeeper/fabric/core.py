@@ -6,7 +6,6 @@ operations to worker threads. ``lock`` is short and shared with the log; it guar
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from innkeeper.fabric.catalog import Catalog
+from innkeeper.fabric.devices import Device, Devices, read_identity, write_identity
 from innkeeper.fabric.drain import Drainer
 from innkeeper.fabric.fingerprints import Fingerprints
 from innkeeper.fabric.groups import GROUP_BYTES, parse_group_name
@@ -27,9 +27,8 @@ from innkeeper.fabric.reader import Reader
 from innkeeper.fabric.replay import Replay, confirm_on_medium, read_log, records_of
 from innkeeper.fabric.store import LIVE, GroupRow, GroupStore
 from innkeeper.model.problems import Corrupt, Failed, Invalid, NoSpace, Problem, Unavailable
-from innkeeper.system.files import Buffer, Io, Lock, write_all
+from innkeeper.system.files import Buffer, Io, Lock
 
-VERSION = 1
 NUMBERS_AT_ONCE = 64
 GENERATION_SHIFT = 32
 """Generations of one opening of the pool share their upper bits: none is ever used twice, even where a power cut took a
@@ -68,6 +67,7 @@ class PoolCore:
         self._admitted = 0
         self._closed = False
         self._held_lock: Lock | None = None
+        self._held_devices: Devices | None = None
         self._meta: Meta | None = None
         self._fingerprints: Fingerprints | None = None
         try:
@@ -85,10 +85,10 @@ class PoolCore:
 
     def _open(self) -> None:
         files, path = self.io.files, self.path
-        for directory in (path, f"{path}/log", f"{path}/groups"):
+        for directory in (path, f"{path}/log"):
             files.mkdir(directory)
         self._held_lock = files.lock(f"{path}/lock")
-        self.pool_id = self._identity()
+        self._open_devices()
         self._meta = meta = Meta(files, f"{path}/meta.db")
         files.sync_dir(path)
         self._found_or_check(meta)
@@ -106,48 +106,33 @@ class PoolCore:
         self.lock = self.log.lock
         self.log.on_moved = self._moved
         self.store = GroupStore(
-            files, f"{path}/groups", self.pool_id, content_bytes=int(meta.get("cache_bytes", 0)) or None
+            files, self.devices, self.pool_id, content_bytes=int(meta.get("cache_bytes", 0)) or None
         )
         self._load_groups(meta)
         self.reader = Reader(self.log, self.store)
         self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")
         self.writer = GroupWriter(
-            files, f"{path}/groups", self.pool_id, self._next_group_number, group_bytes=self.limits.group_bytes
+            files, self._place_of_group, self.pool_id, self._next_group_number, group_bytes=self.limits.group_bytes
         )
         self.drainer = Drainer(self.log, self.store, self.reader, self.writer, self._fingerprints)
         self._recover(meta)
 
-    def _identity(self) -> UUID:
-        """The pool's id from ``pool.json``; a new one where the directory is new."""
-        files, path = self.io.files, f"{self.path}/pool.json"
-        if files.exists(path):
-            file = files.open(path)
-            try:
-                facts = json.loads(file.pread(file.size(), 0))
-                version, pool_id = facts["format"], UUID(facts["pool"])
-            except (ValueError, KeyError, TypeError) as unreadable:
-                raise Corrupt("pool.format", f"{path} cannot be read", cause=str(unreadable)) from unreadable
-            if version != VERSION:
-                raise Corrupt(
-                    "pool.format",
-                    f"{path} has format {version}, this program knows {VERSION}",
-                    remedy="open the pool with the version of Innkeeper that wrote it, or a newer one",
-                )
-            return pool_id
-        pool_id = UUID(bytes=self.io.random.token(16), version=4)
-        fresh = files.open(f"{path}.new", create=True)
-        fresh.truncate(0)
-        write_all(fresh, [json.dumps({"format": VERSION, "pool": str(pool_id)}).encode()], 0)
-        fresh.fdatasync()
-        fresh.close()
-        files.rename(f"{path}.new", path)
-        files.sync_dir(self.path)
-        return pool_id
+    def _open_devices(self) -> None:
+        """The pool's id and its devices; a new id where the directory is new."""
+        files, path = self.io.files, self.path
+        known = read_identity(files, path)
+        if known is None:
+            known = UUID(bytes=self.io.random.token(16), version=4), []
+            write_identity(files, path, *known)
+        self.pool_id, others = known
+        self.devices = self._held_devices = Devices(files, path, self.pool_id, others)
+        for device in self.devices.all.values():
+            files.mkdir(device.groups)
 
     def _found_or_check(self, meta: Meta) -> None:
         known = meta.get("pool")
         if known is None:
-            if self.io.files.listdir(f"{self.path}/groups"):
+            if any(self.io.files.listdir(device.groups) for device in self.devices.all.values()):
                 raise Corrupt(
                     "meta.lost",
                     f"the groups of {self.path} are there, but its meta.db is not",
@@ -163,19 +148,23 @@ class PoolCore:
 
     def _load_groups(self, meta: Meta) -> None:
         """Group rows from meta; files that no row names are remains of a crash and go."""
-        for row in meta.rows("SELECT number, generation, state, size_bytes, last_frame FROM groups"):
-            self.store.rows[row[0]] = GroupRow(row[0], row[1], LIVE, row[3], row[4])
+        for row in meta.rows("SELECT number, generation, state, size_bytes, last_frame, device FROM groups"):
+            self.store.rows[row[0]] = GroupRow(row[0], row[1], LIVE, row[3], row[4], row[5])
         self._numbers_end = self._next_number = int(meta.get("next_group", 1))
-        for name in self.io.files.listdir(f"{self.path}/groups"):
-            place = parse_group_name(name)
-            if place is None:
-                continue
-            if place[0] >= self._numbers_end:
-                self.read_only = f"group {place[0]} is younger than meta.db, which was rolled back"
-                return
-            row_of = self.store.rows.get(place[0])
-            if row_of is None or row_of.generation != place[1]:
-                self.io.files.unlink(f"{self.path}/groups/{name}")
+        for device in self.devices.all.values():
+            for name in self.io.files.listdir(device.groups):
+                place = parse_group_name(name)
+                if place is None:
+                    continue
+                if place[0] >= self._numbers_end:
+                    self.read_only = f"group {place[0]} is younger than meta.db, which was rolled back"
+                    return
+                row_of = self.store.rows.get(place[0])
+                if row_of is None or (row_of.generation, row_of.device) != (place[1], device.id):
+                    self.io.files.unlink(f"{device.groups}/{name}")
+
+    def _place_of_group(self) -> Device:
+        return self.devices.place(self._home_reserve_bytes(), self.limits.group_bytes)
 
     def _next_group_number(self) -> int:
         if self._next_number == self._numbers_end:
@@ -368,14 +357,24 @@ class PoolCore:
 
     def free_bytes(self) -> int:
         """Bytes the pool may still take."""
-        free = self.io.files.space(self.path)[1]
+        free = self.devices.space()[1]
         if self.limits.capacity_bytes is not None:
             free = min(free, self.limits.capacity_bytes - self.used_bytes())
         return free
 
     def room_bytes(self) -> int:
         """Bytes that may still be admitted; negative where even what is reserved is not free."""
-        return self.free_bytes() - self._reserved_bytes()
+        room = self.free_bytes() - self._reserved_bytes()
+        if len(self.devices.all) > 1:  # the log and meta are at home, whatever room others have
+            room = min(room, self.io.files.space(self.path)[1] - self._home_reserve_bytes() // 2)
+        return room
+
+    def _home_reserve_bytes(self) -> int:
+        """What of the pool's own directory is kept for the log and meta."""
+        return self._log_growth_bytes() + self.limits.headroom_bytes
+
+    def _log_growth_bytes(self) -> int:
+        return max(0, self.limits.log_bytes - len(self.log.segments) * self.limits.segment_bytes)
 
     def used_bytes(self) -> int:
         """Bytes the pool's groups and log take."""
@@ -384,8 +383,7 @@ class PoolCore:
 
     def _reserved_bytes(self) -> int:
         """What the drain of all undrained writes may take at worst, the log's growth, and the headroom."""
-        growth = max(0, self.limits.log_bytes - len(self.log.segments) * self.limits.segment_bytes)
-        return 2 * (self.log.used_bytes + self._pending_bytes) + growth + self.limits.headroom_bytes
+        return 2 * (self.log.used_bytes + self._pending_bytes) + self._home_reserve_bytes()
 
     def refusal(self) -> Problem:
         """The problem of a pool that takes no writes."""
@@ -400,8 +398,8 @@ class PoolCore:
 
     def _release(self) -> None:
         self._closed = True
-        parts = self._fingerprints, self._meta, self._held_lock
-        self._fingerprints = self._meta = self._held_lock = None
+        parts = self._fingerprints, self._meta, self._held_devices, self._held_lock
+        self._fingerprints = self._meta = self._held_devices = self._held_lock = None
         with ExitStack() as closing:
             for part in reversed(parts):
                 if part is not None:

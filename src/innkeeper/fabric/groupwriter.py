@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from innkeeper.fabric.codecs import encode
+from innkeeper.fabric.devices import HOME, Device
 from innkeeper.fabric.groups import (
     EXTENT_AUX,
     GROUP_BYTES,
@@ -65,14 +66,15 @@ class GroupWriter:
     def __init__(
         self,
         files: FileSystem,
-        directory: str,
+        place: Callable[[], Device],
         pool_id: UUID,
         next_number: Callable[[], int],
         *,
         group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._files = files
-        self._directory = directory
+        self._place = place
+        self._device = Device(HOME, "")
         self._pool_id = pool_id
         self._next_number = next_number
         self._group_bytes = group_bytes
@@ -86,8 +88,8 @@ class GroupWriter:
         self._aux_base = 0
         self._last_frame = NO_FRAME
         self._written: list[Written] = []
-        self._created: list[str] = []
-        """Paths of the groups made since the last commit."""
+        self._created: dict[str, str] = {}
+        """Paths of the groups made since the last commit, each with its directory."""
         self.put_bytes = 0
         """Bytes of items put since the writer was made."""
 
@@ -150,9 +152,10 @@ class GroupWriter:
         if self._file is not None:
             self._frame([], LIVE)
         number = self._next_number()
-        path = group_path(self._directory, number, 0)
+        self._device = self._place()
+        path = group_path(self._device.groups, number, 0)
         file = self._files.open(path, create=True)
-        self._created.append(path)
+        self._created[path] = self._device.groups
         self._number = number
         self._buffers = [encode_header(self._pool_id, number, 0)]
         self._offset = PAGE
@@ -184,7 +187,7 @@ class GroupWriter:
         self._buffers.append(frame)
         self._offset += len(frame)
         self._flush()
-        row = GroupRow(self._number, 0, state, self._offset, self._last_frame)
+        row = GroupRow(self._number, 0, state, self._offset, self._last_frame, self._device.id)
         self._written.append(Written(row, self._file, self._first_slot, bytes(self._rows), bytes(self._aux)))
         self._first_slot = self._slots
         self._aux_base += len(self._aux)
@@ -210,8 +213,9 @@ class GroupWriter:
         for each in written:
             each.file.fdatasync()
         if self._created:
-            self._files.sync_dir(self._directory)
-            self._created = []
+            for directory in set(self._created.values()):
+                self._files.sync_dir(directory)
+            self._created = {}
         return written
 
     @property
@@ -219,11 +223,16 @@ class GroupWriter:
         """The group that items go to now, if one is open."""
         return None if self._file is None else self._number
 
+    def leave(self, device_id: str) -> None:
+        """Put nothing more into a group on that device. Nothing may be waiting for a commit."""
+        if self._device.id == device_id:
+            self._file = None
+
     def abandon(self) -> None:
         """Forget what was not committed, and its groups; the next item begins a new one."""
         self._file = None
         self._written = []
-        created, self._created = self._created, []
+        created, self._created = self._created, {}
         for path in created:
             with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
                 self._files.unlink(path)

@@ -32,13 +32,14 @@ _TABLES = (
     "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL,"
     " root INTEGER NOT NULL, levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
     "CREATE TABLE groups (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL,"
-    " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL) STRICT",
+    " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL, device TEXT NOT NULL DEFAULT '') STRICT",
     "CREATE TABLE attachments (id TEXT PRIMARY KEY, disk_id TEXT, snapshot_id TEXT, role TEXT NOT NULL, uid INTEGER,"
     " epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE holds (id TEXT PRIMARY KEY, snapshot_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 _UPGRADES = {
-    1: (  # compression and dedup had columns of their own
+    1: (  # compression and dedup had columns of their own, and there were no devices
+        "ALTER TABLE groups ADD COLUMN device TEXT NOT NULL DEFAULT ''",
         "CREATE TABLE policies (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
         "INSERT INTO policies SELECT id, json_object('compression', compression, 'level', 0, 'dedup',"
         " json(iif(dedup, 'true', 'false'))) FROM storages",
@@ -341,7 +342,10 @@ class Transaction:
             (row.id, row.number, row.base, to_sql(row.root), row.levels, row.from_seq, row.seal_seq),
         )
 
-    def put_group(self, number: int, generation: int, state: str, size_bytes: int, last_frame: int) -> None:
+    def put_group(
+        self, number: int, generation: int, state: str, size_bytes: int, last_frame: int, device: str
+    ) -> None:
         self.run(
-            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?)", (number, generation, state, size_bytes, last_frame)
+            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?,?)",
+            (number, generation, state, size_bytes, last_frame, device),
         )

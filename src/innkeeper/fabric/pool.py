@@ -55,7 +55,7 @@ class Pool(PoolFigures):
     def pool_show(self) -> dict[str, Any]:
         """What the pool is and holds."""
         with self.catalog.admin:
-            total, free = self.io.files.space(self.path)
+            total, free = self.devices.space()
             capacity = self.limits.capacity_bytes or total
             return {
                 "id": str(self.pool_id),

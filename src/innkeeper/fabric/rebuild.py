@@ -8,17 +8,17 @@ were removed since. The pool gets a new incarnation: nobody is to compare what i
 
 from __future__ import annotations
 
-import json
 from uuid import UUID
 
 from innkeeper.fabric.core import NUMBERS_AT_ONCE
+from innkeeper.fabric.devices import HOME, Device, read_identity
 from innkeeper.fabric.groups import FRAME_MAGIC, NO_FRAME, Frame, Note, check_header, parse_group_name, read_frame
 from innkeeper.fabric.layout import PAGE
 from innkeeper.fabric.meta import DiskRow, Meta, SnapshotRow
 from innkeeper.fabric.policy import Policy
-from innkeeper.fabric.store import LIVE
+from innkeeper.fabric.store import LIVE, GroupRow
 from innkeeper.model.problems import Corrupt, Problem
-from innkeeper.system.files import File, Io
+from innkeeper.system.files import File, FileSystem, Io
 
 SCAN_BYTES = 1 << 20
 EPOCH_STEP = 1 << 20
@@ -27,7 +27,11 @@ EPOCH_STEP = 1 << 20
 
 def rebuild_if_lost(io: Io, path: str) -> dict[str, int] | None:
     """``rebuild_meta`` where ``meta.db`` is missing or damaged beside groups; ``None`` where it is of use."""
-    if not io.files.exists(f"{path}/pool.json") or not io.files.listdir(f"{path}/groups"):
+    identity = read_identity(io.files, path)
+    if identity is None:
+        return None
+    devices = (Device(HOME, path), *identity[1])
+    if not any(io.files.exists(device.groups) and io.files.listdir(device.groups) for device in devices):
         return None
     if io.files.exists(f"{path}/meta.db"):
         lock = io.files.lock(f"{path}/lock")
@@ -53,23 +57,14 @@ def rebuild_meta(io: Io, path: str) -> dict[str, int]:
     files = io.files
     lock = files.lock(f"{path}/lock")
     try:
-        identity = files.open(f"{path}/pool.json")
-        pool_id = UUID(json.loads(identity.pread(identity.size(), 0))["pool"])
-        groups: dict[int, tuple[int, int, int]] = {}
+        identity = read_identity(files, path)
+        if identity is None:
+            raise Corrupt("pool.format", f"there is no {path}/pool.json", remedy="restore it from a backup")
+        pool_id, others = identity
+        groups: dict[int, GroupRow] = {}
         notes: dict[UUID, Note] = {}
-        for name in files.listdir(f"{path}/groups"):
-            place = parse_group_name(name)
-            if place is None or (place[0] in groups and groups[place[0]][0] >= place[1]):
-                continue
-            number, generation = place
-            file = files.open(f"{path}/groups/{name}")
-            try:
-                check_header(file.pread(PAGE, 0), pool_id, number, generation, file.path)
-            except Problem:
-                continue
-            last, end = _last_frame(file, number, generation, notes)
-            if last != NO_FRAME:
-                groups[number] = (generation, end, last)
+        for device in (Device(HOME, path), *others):
+            _gather_groups(files, device, pool_id, groups, notes)
         for old, new in (("meta.db", "meta.lost"), ("meta.db-wal", "meta.lost-wal")):
             if files.exists(f"{path}/{old}"):
                 files.rename(f"{path}/{old}", f"{path}/{new}")
@@ -77,6 +72,25 @@ def rebuild_meta(io: Io, path: str) -> dict[str, int]:
         return _write(io, path, pool_id, groups, notes)
     finally:
         lock.close()
+
+
+def _gather_groups(
+    files: FileSystem, device: Device, pool_id: UUID, groups: dict[int, GroupRow], notes: dict[UUID, Note]
+) -> None:
+    """The groups on a device, of each the youngest whole generation, and the notes in them."""
+    for name in files.listdir(device.groups):
+        place = parse_group_name(name)
+        if place is None or (place[0] in groups and groups[place[0]].generation >= place[1]):
+            continue
+        number, generation = place
+        file = files.open(f"{device.groups}/{name}")
+        try:
+            check_header(file.pread(PAGE, 0), pool_id, number, generation, file.path)
+        except Problem:
+            continue
+        last, end = _last_frame(file, number, generation, notes)
+        if last != NO_FRAME:
+            groups[number] = GroupRow(number, generation, LIVE, end, last, device.id)
 
 
 def _last_frame(file: File, number: int, generation: int, notes: dict[UUID, Note]) -> tuple[int, int]:
@@ -115,9 +129,7 @@ def _gather(frame: Frame, notes: dict[UUID, Note]) -> None:
             notes[note.subject] = note
 
 
-def _write(
-    io: Io, path: str, pool_id: UUID, groups: dict[int, tuple[int, int, int]], notes: dict[UUID, Note]
-) -> dict[str, int]:
+def _write(io: Io, path: str, pool_id: UUID, groups: dict[int, GroupRow], notes: dict[UUID, Note]) -> dict[str, int]:
     storage = str(UUID(bytes=io.random.token(16), version=4))
     disks = [note for note in notes.values() if note.subject == note.disk_id]
     snapshots = [note for note in notes.values() if note.subject != note.disk_id]
@@ -145,8 +157,8 @@ def _write(
                         note.sequence, io.clock.now(),
                     )
                 )  # fmt: skip
-            for number, (generation, size, last) in groups.items():
-                change.put_group(number, generation, LIVE, size, last)
+            for row in groups.values():
+                change.put_group(row.number, row.generation, LIVE, row.size_bytes, row.last_frame, row.device)
     finally:
         meta.close()
     return {"groups": len(groups), "disks": len(disks), "snapshots": len(snapshots)}

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from innkeeper.fabric.cache import ContentCache, default_bytes
 from innkeeper.fabric.codecs import Undecodable, decode
+from innkeeper.fabric.devices import HOME, Devices
 from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, Row, SlotTable, check_header, group_path
 from innkeeper.fabric.layout import (
     BLOCK,
@@ -46,6 +47,7 @@ class GroupRow:
     state: str
     size_bytes: int
     last_frame: int
+    device: str = HOME
 
 
 class Lru(Generic[K, V]):
@@ -89,7 +91,7 @@ class GroupStore:
     def __init__(
         self,
         files: FileSystem,
-        directory: str,
+        devices: Devices,
         pool_id: UUID,
         *,
         table_bytes: int = 24 << 20,
@@ -97,25 +99,29 @@ class GroupStore:
         content_bytes: int | None = None,
     ) -> None:
         self.files = files
-        self.directory = directory
+        self._devices = devices
         self.pool_id = pool_id
         self.rows: dict[int, GroupRow] = {}
         self._tables: Lru[int, SlotTable] = Lru(table_bytes)
         self._maps: Lru[int, memoryview] = Lru(map_bytes)
+        self.touched: set[int] = set()
+        """Groups that were read since the last look at it; below, by long reads only."""
+        self.scanned: set[int] = set()
         self.content = ContentCache(content_bytes or default_bytes())
 
     def path(self, number: int) -> str:
-        return group_path(self.directory, number, self.rows[number].generation)
+        row = self.rows[number]
+        return group_path(self._devices.directory(row.device), number, row.generation)
 
     def table(self, number: int, *, nowait: bool = False) -> SlotTable:
         """The slot table of a group. Raises ``Corrupt``, ``OSError``, ``WouldBlock``."""
         table = self._tables.get(number)
         row = self.rows.get(number)
         if row is None:
-            raise corrupt(self.directory, 0, f"there is no group {number}")
+            raise corrupt(self._devices.directory(HOME), 0, f"there is no group {number}")
         if table is not None and table.generation == row.generation:
             return table
-        path = group_path(self.directory, number, row.generation)
+        path = group_path(self._devices.directory(row.device), number, row.generation)
         file = self.files.open(path)
         page = file.pread_nowait(PAGE, 0) if nowait else file.pread(PAGE, 0)
         if page is None:
@@ -188,7 +194,11 @@ class GroupStore:
             data = self._decoded(entry, ITEM_EXTENT, nowait)[0]
             if keep:
                 self.content.put(entry, data)
+                self.touched.add(group)
+            else:
+                self.scanned.add(group)
             return data if count == PAGES_PER_BLOCK else data[first * PAGE : (first + count) * PAGE]
+        self.touched.add(group)
         offset = row.offset + first * PAGE
         length = count * PAGE
         data = table.file.pread_nowait(length, offset) if nowait else table.file.pread(length, offset)
@@ -207,4 +217,5 @@ class GroupStore:
         row = table.row(slot)
         if row.item != ITEM_PIECE:
             raise corrupt(table.file.path, row.offset, f"slot {slot} holds item kind {row.item}, not a piece")
+        self.touched.add(group)
         return self._stored(table.file, row, nowait)

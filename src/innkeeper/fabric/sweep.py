@@ -10,41 +10,31 @@ that still have it open finish, others look the row up again. Nothing that a hel
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from innkeeper.fabric.devices import Device
 from innkeeper.fabric.groups import (
-    HASH_BYTES,
-    ITEM_EXTENT,
-    ITEM_MAP,
-    MAP_AUX,
-    NO_FRAME,
-    RAW_EXTENT_AUX,
     ROW_BYTES,
     SlotTable,
-    encode_frame,
-    encode_header,
     group_path,
-    pack_row,
 )
 from innkeeper.fabric.layout import (
-    CODEC_RAW,
     PAGE,
     SLOT_BITS,
-    corrupt,
-    crc32c,
 )
 from innkeeper.fabric.marks import Marks, Slots
+from innkeeper.fabric.rewrite import write_generation
 from innkeeper.fabric.store import LIVE, GroupRow
 from innkeeper.fabric.upkeep import PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
-from innkeeper.system.files import Buffer, write_all
 
 CLOSING = "closing"
 COMPACT_BELOW = 0.6
 """Share of live bytes below which a group is written anew."""
-CHUNK_BYTES = 1 << 20
 SWEEP_AT = 2.0
 """Stored bytes, as a multiple of those found live, from which a sweep is due."""
 SWEEP_FROM_BYTES = 1 << 30
@@ -147,57 +137,32 @@ class PoolSweep(PoolUpkeep):
 
     def _compact(self, row: GroupRow, table: SlotTable, live: Slots) -> int:
         """Write generation N + 1 with only the live items; returns its size."""
-        generation = row.generation + 1
-        path = group_path(self.store.directory, row.number, generation)
-        file = self.io.files.open(path, create=True)
-        file.truncate(0)
-        buffers: list[Buffer] = [encode_header(self.pool_id, row.number, generation)]
-        offset, flushed = PAGE, 0
-        rows, aux = bytearray(), bytearray()
-        for slot, keep in enumerate(live.tolist()):
-            if not keep:
-                rows += bytes(ROW_BYTES)
-                continue
-            old = table.row(slot)
-            data = table.file.pread(old.stored, old.offset)
-            if len(data) != old.stored or crc32c(data) != old.crc:
-                raise corrupt(table.file.path, old.offset, "stored bytes fail their checksum")
-            if old.codec == CODEC_RAW and (rest := offset % PAGE):
-                buffers.append(bytes(PAGE - rest))
-                offset += PAGE - rest
-            rows += pack_row(offset, old.stored, old.item, old.codec, old.crc, len(aux))
-            aux += _aux_of(table, slot)
-            buffers.append(data)
-            offset += old.stored
-            if offset - flushed >= CHUNK_BYTES:
-                flushed += write_all(file, buffers, flushed)
-                buffers.clear()
-        if rest := offset % PAGE:
-            buffers.append(bytes(PAGE - rest))
-            offset += PAGE - rest
-        frame = encode_frame(
-            row.number,
-            generation,
-            previous=NO_FRAME,
-            first_slot=0,
-            aux_base=0,
-            rows=bytes(rows),
-            aux=bytes(aux),
-            notes=[],
-        )
-        buffers.append(frame)
-        write_all(file, buffers, flushed)
-        file.fdatasync()
-        self.io.files.sync_dir(self.store.directory)
-        size = offset + len(frame)
-        with self.catalog.admin, self.catalog.meta.transaction() as change:
-            change.put_group(row.number, generation, LIVE, size, offset)
-        old_path = self.store.path(row.number)
-        self.store.rows[row.number] = GroupRow(row.number, generation, LIVE, size, offset)
-        self.store.forget(row.number)
+        size = self.rewrite(row, table, live, self.devices.all[row.device])
         self._forget_hashes(table, live)
-        self.io.files.unlink(old_path)
         return size
+
+    def rewrite(self, row: GroupRow, table: SlotTable, live: Slots, device: Device) -> int:
+        """Write a group anew, as the next generation, on ``device``, and let it take the old one's place.
+
+        Under ``maintenance``. Readers that have the old one open finish. Returns its size. Raises ``Corrupt``,
+        ``OSError`` and what a meta transaction raises; then the old one stays.
+        """
+        path = group_path(device.groups, row.number, row.generation + 1)
+        try:
+            fresh = write_generation(self.io.files, path, self.pool_id, row, table, live)
+            self.io.files.sync_dir(device.groups)
+            fresh = replace(fresh, device=device.id)
+            with self.catalog.admin, self.catalog.meta.transaction() as change:
+                change.put_group(fresh.number, fresh.generation, LIVE, fresh.size_bytes, fresh.last_frame, device.id)
+        except BaseException:
+            with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
+                self.io.files.unlink(path)
+            raise
+        old_path = self.store.path(row.number)
+        self.store.rows[row.number] = fresh
+        self.store.forget(row.number)
+        self.io.files.unlink(old_path)
+        return fresh.size_bytes
 
     def _forget_hashes(self, table: SlotTable, live: Slots) -> None:
         gone = []
@@ -207,13 +172,3 @@ class PoolSweep(PoolUpkeep):
                 gone.append((digest, table.number << SLOT_BITS | slot))
         if gone and self._fingerprints is not None:
             self._fingerprints.remove(gone)
-
-
-def _aux_of(table: SlotTable, slot: int) -> bytes:
-    row = table.row(slot)
-    length = 0
-    if row.item == ITEM_EXTENT:
-        length = RAW_EXTENT_AUX.size if row.codec == CODEC_RAW else HASH_BYTES
-    elif row.item == ITEM_MAP:
-        length = MAP_AUX.size
-    return bytes(table.aux[row.aux : row.aux + length])

@@ -173,7 +173,9 @@ class PoolUpkeep(PoolControl):
                     change.put("log_needed_from", needed)
                     for each in written:
                         row = each.row
-                        change.put_group(row.number, row.generation, row.state, row.size_bytes, row.last_frame)
+                        change.put_group(
+                            row.number, row.generation, row.state, row.size_bytes, row.last_frame, row.device
+                        )
             except BaseException:
                 catalog.layers[layer] = None
                 catalog.unrebase(layer, layers, snapshots)

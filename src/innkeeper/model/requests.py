@@ -23,6 +23,7 @@ from innkeeper.model.resources import (
     MacAddress,
     Part,
     SwitchKind,
+    Tier,
 )
 from innkeeper.model.sizes import MIB, TIB
 
@@ -255,6 +256,13 @@ class PoolSet(ResourceSet):
     """Changes to a pool. ``cache_bytes`` takes effect at once; ``null`` is the fabric's own choice."""
 
     cache_bytes: CacheBytes | None = None
+
+
+class PoolDeviceAdd(Part):
+    """A directory to take into a pool: empty, or not there yet; best the root of a file system of its own."""
+
+    path: HostPath
+    tier: Tier = "slow"
 
 
 class DiskCreate(Part):

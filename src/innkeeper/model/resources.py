@@ -18,6 +18,7 @@ from innkeeper.model.sizes import MIB
 
 MacAddress = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
 Compression = Literal["off", "lz4", "zstd"]
+Tier = Literal["fast", "slow"]
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 

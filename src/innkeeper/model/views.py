@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from innkeeper.model.resources import Disk, Nic, Part, Pool, Storage, Switch, Uuid, Vm
+from innkeeper.model.resources import Disk, Nic, Part, Pool, Storage, Switch, Tier, Uuid, Vm
 
 
 class Plan(Part):
@@ -107,6 +107,22 @@ class CacheFacts(Part):
     evictions: int
 
 
+class PoolDevice(Part):
+    """A directory of a pool. ``home`` is the pool's own, which has the log besides; ``draining`` ones are given up.
+
+    ``total_bytes`` and ``free_bytes`` are of its file system, ``group_bytes`` what the pool has there.
+    """
+
+    id: str
+    path: str
+    tier: Tier
+    state: Literal["online", "draining"]
+    total_bytes: int
+    free_bytes: int
+    groups: int
+    group_bytes: int
+
+
 class PoolDetail(Pool):
     """A pool as its fabric sees it.
 
@@ -126,6 +142,7 @@ class PoolDetail(Pool):
     attachments: int
     figures: Figures
     cache: CacheFacts
+    devices: list[PoolDevice] = Field(default_factory=list)
     problem: str | None = None
 
 

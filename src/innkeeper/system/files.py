@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from ctypes import CDLL, c_int, c_int64, c_uint, get_errno
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from innkeeper.model.problems import Conflict
 from innkeeper.system.clock import Clock, Randomness, RealClock, RealRandomness, RealScheduler, Scheduler
@@ -108,6 +109,10 @@ class FileSystem(ABC):
     @abstractmethod
     def space(self, path: str) -> tuple[int, int]:
         """(total, free) bytes of the file system that holds ``path``."""
+
+    @abstractmethod
+    def volume(self, path: str) -> int:
+        """A number that paths on the same file system share."""
 
     @abstractmethod
     def lock(self, path: str) -> Lock:
@@ -259,7 +264,11 @@ class RealFiles(FileSystem):
 
     def space(self, path: str) -> tuple[int, int]:
         facts = os.statvfs(path)
-        return facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
+        usable = facts.f_blocks - facts.f_bfree + facts.f_bavail  # as df(1) counts: not what is root's alone
+        return usable * facts.f_frsize, facts.f_bavail * facts.f_frsize
+
+    def volume(self, path: str) -> int:
+        return Path(path).stat().st_dev
 
     def lock(self, path: str) -> Lock:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -217,6 +217,9 @@ class SimulatedFiles(FileSystem):
     def space(self, path: str) -> tuple[int, int]:
         return self.capacity_bytes, max(0, self.capacity_bytes - self.used_bytes())
 
+    def volume(self, path: str) -> int:
+        return 0
+
     def lock(self, path: str) -> Lock:
         if self._locked.get(path) == self.life:
             raise Conflict("pool.locked", f"{path} is locked by another process")
@@ -383,6 +386,9 @@ class _Process(FileSystem):
 
     def space(self, path: str) -> tuple[int, int]:
         return self._living().space(path)
+
+    def volume(self, path: str) -> int:
+        return self._living().volume(path)
 
     def lock(self, path: str) -> Lock:
         return self._living().lock(path)

@@ -1,0 +1,175 @@
+"""Which group belongs on which device: a pure decision from how full devices are and when groups were read.
+
+Nutanix's rules, as published: above 75 % of the fast tier the coldest data goes down, the larger of "to 75 %" and 15 %
+of the tier; data on the slow tier that was touched 3 times at random, or 10 times by long reads, within 10 minutes goes
+up, where a touch is a span of 10 s in which it was read, however often. A device that is being drained gives up all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from innkeeper.fabric.devices import DRAINING, FAST, ONLINE, SLOW
+
+TOUCH_S = 10.0
+WINDOW_S = 600.0
+RANDOM_TOUCHES = 3
+BULK_TOUCHES = 10
+HIGH_PERCENT = 75
+DOWN_PERCENT = 15
+FULL_PERCENT = 95
+"""No device is filled beyond this by moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A device: the size of its file system and what is free of it, in bytes, less what is reserved there.
+
+    Devices on one file system have the same ``volume``: between them no move makes room or haste.
+    """
+
+    id: str
+    tier: str
+    state: str
+    total_bytes: int
+    free_bytes: int
+    volume: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """A group that may be moved: where it is, its bytes, when it was last touched (s), whether it is wanted up."""
+
+    number: int
+    device: str
+    size_bytes: int
+    touched_at: float = 0.0
+    hot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A group and the device it is to go to."""
+
+    number: int
+    device: str
+
+
+@dataclass(slots=True)
+class Heat:
+    """When groups were touched; ``sample`` is told every ``TOUCH_S`` which were read since."""
+
+    random: dict[int, deque[float]] = field(default_factory=dict)
+    bulk: dict[int, deque[float]] = field(default_factory=dict)
+    last: dict[int, float] = field(default_factory=dict)
+
+    def sample(self, now: float, random: Iterable[int], bulk: Iterable[int]) -> None:
+        for touched, kept, most in ((random, self.random, RANDOM_TOUCHES), (bulk, self.bulk, BULK_TOUCHES)):
+            for number in touched:
+                kept.setdefault(number, deque(maxlen=most)).append(now)
+                self.last[number] = now
+        for kept in (self.random, self.bulk):
+            for number in [number for number, times in kept.items() if times[-1] < now - WINDOW_S]:
+                del kept[number]
+
+    def hot(self, number: int, now: float) -> bool:
+        """Whether it was touched so often of late that it belongs on a fast device."""
+        for kept, enough in ((self.random, RANDOM_TOUCHES), (self.bulk, BULK_TOUCHES)):
+            times = kept.get(number)
+            if times and len(times) == enough and times[0] >= now - WINDOW_S:
+                return True
+        return False
+
+    def warm(self, now: float) -> set[int]:
+        """All that is ``hot``."""
+        return {number for number in (*self.random, *self.bulk) if self.hot(number, now)}
+
+    def forget(self, present: Iterable[int]) -> None:
+        """Drop what is known of groups that are gone."""
+        known = set(present)
+        self.random = {number: times for number, times in self.random.items() if number in known}
+        self.bulk = {number: times for number, times in self.bulk.items() if number in known}
+        self.last = {number: at for number, at in self.last.items() if number in known}
+
+
+def due(devices: Sequence[DeviceFacts], hot: bool) -> bool:
+    """Whether a plan could have any move in it; ``hot``: there are hot groups."""
+    return hot or any(device.state == DRAINING or _too_full(device, device.free_bytes) for device in devices)
+
+
+def _too_full(device: DeviceFacts, free_bytes: int) -> bool:
+    used = device.total_bytes - free_bytes
+    return device.tier == FAST and used * 100 > HIGH_PERCENT * device.total_bytes
+
+
+def plan(devices: Sequence[DeviceFacts], groups: Sequence[GroupFacts]) -> list[Move]:
+    """The moves worth making now, the most urgent first; free space is counted down as they are planned."""
+    planner = _Planner(devices, sorted(groups, key=lambda group: (group.touched_at, group.number)))
+    planner.drain()
+    planner.down()
+    planner.up()
+    return planner.moves
+
+
+class _Planner:
+    """A plan in the making; ``groups`` the coldest first."""
+
+    def __init__(self, devices: Sequence[DeviceFacts], groups: Sequence[GroupFacts]) -> None:
+        self.moves: list[Move] = []
+        self._groups = groups
+        self._by_id = {device.id: device for device in devices}
+        self._online = [device for device in devices if device.state == ONLINE]
+        self._free = {device.id: device.free_bytes for device in devices}
+
+    def drain(self) -> None:
+        """All of what is being drained goes, to a device of its own tier if one has room."""
+        for group in self._groups:
+            here = self._by_id[group.device]
+            if here.state == DRAINING:
+                other = SLOW if here.tier == FAST else FAST
+                size = group.size_bytes
+                to = self._target(here.tier, size, FULL_PERCENT) or self._target(other, size, FULL_PERCENT)
+                self._move(group, to)
+
+    def down(self) -> None:
+        """The coldest of fast devices that are too full go down."""
+        for device in self._online:
+            used = device.total_bytes - self._free[device.id]
+            if not _too_full(device, self._free[device.id]):
+                continue
+            wanted = max(used - HIGH_PERCENT * device.total_bytes // 100, DOWN_PERCENT * device.total_bytes // 100)
+            for group in self._groups:
+                if wanted <= 0:
+                    break
+                if group.device != device.id or group.hot:
+                    continue
+                if self._move(group, self._target(SLOW, group.size_bytes, FULL_PERCENT, device)):
+                    wanted -= group.size_bytes
+
+    def up(self) -> None:
+        """What is hot on slow devices goes up, the hottest first."""
+        for group in reversed(self._groups):
+            here = self._by_id[group.device]
+            if group.hot and here.tier == SLOW and here.state == ONLINE:
+                self._move(group, self._target(FAST, group.size_bytes, HIGH_PERCENT, here))
+
+    def _target(self, tier: str, size: int, percent: int, away_from: DeviceFacts | None = None) -> DeviceFacts | None:
+        """The device of a tier with most room that is then filled to ``percent`` at most, on another file system."""
+        fit = [
+            device
+            for device in self._online
+            if device.tier == tier
+            and (self._free[device.id] - size) * 100 >= (100 - percent) * device.total_bytes
+            and (away_from is None or device.volume is None or device.volume != away_from.volume)
+        ]
+        return max(fit, key=lambda device: (self._free[device.id], device.id), default=None)
+
+    def _move(self, group: GroupFacts, to: DeviceFacts | None) -> bool:
+        if to is None:
+            return False
+        self.moves.append(Move(group.number, to.id))
+        self._free[to.id] -= group.size_bytes
+        self._free[group.device] += group.size_bytes
+        return True
