@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from live_inn import SMALL, LiveInn, eventually, live_inn
 
-pytestmark = [pytest.mark.guest, pytest.mark.root]
+pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.slow]
 MIB = 1 << 20
 
 

@@ -184,17 +184,25 @@ class Devices:
     def space(self, wanted: Callable[[Device], bool] = lambda device: device.state == ONLINE) -> tuple[int, int]:
         """(total, free) bytes of the file systems of those devices, one that several are on counted once."""
         volumes: dict[int, tuple[int, int]] = {}
-        for device in self.all.values():
+        for device in list(self.all.values()):
             if wanted(device):
-                volumes[self._files.volume(device.path)] = self._files.space(device.path)
+                volume, total, free = self.room(device)
+                volumes[volume] = total, free
         return sum(total for total, _ in volumes.values()), sum(free for _, free in volumes.values())
+
+    def room(self, device: Device) -> tuple[int, int, int]:
+        """(number of the file system, total bytes, free bytes) of a device; nothing where it does not answer."""
+        try:
+            return self._files.volume(device.path), *self._files.space(device.path)
+        except OSError:
+            return -1, 0, 0
 
     def place(self, home_reserve_bytes: int, group_bytes: int) -> Device:
         """Where the next group goes: the fast device with most room, a slow one when none has room for a group."""
         rooms: list[tuple[bool, int, str]] = []
         for device in self.all.values():
             if device.state == ONLINE:
-                room = self._files.space(device.path)[1] - (home_reserve_bytes if device.id == HOME else 0)
+                room = self.room(device)[2] - (home_reserve_bytes if device.id == HOME else 0)
                 if room >= group_bytes:
                     rooms.append((device.tier == FAST, room, device.id))
         return self.all[max(rooms)[2] if rooms else HOME]

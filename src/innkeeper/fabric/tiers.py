@@ -83,7 +83,7 @@ class PoolTiers(PoolSweep):
         return [self._device_facts(device) for device in list(self.devices.all.values())]
 
     def _device_facts(self, device: Device) -> dict[str, Any]:
-        total, free = self.io.files.space(device.path)
+        _, total, free = self.devices.room(device)
         rows = [row for row in list(self.store.rows.values()) if row.device == device.id]
         return {
             "id": device.id,
@@ -157,9 +157,8 @@ class PoolTiers(PoolSweep):
         return plan(devices, groups)
 
     def _facts_of(self, device: Device) -> DeviceFacts:
-        total, free = self.io.files.space(device.path)
+        volume, total, free = self.devices.room(device)
         reserve = self._home_reserve_bytes() if device.id == HOME else 0
-        volume = self.io.files.volume(device.path)
         return DeviceFacts(device.id, device.tier, device.state, total, max(0, free - reserve), volume)
 
     def _held_groups(self) -> set[int]:
