@@ -51,6 +51,15 @@ def test_a_full_medium_refuses_and_changes_nothing(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_document_of_a_later_version_is_told(store: Store) -> None:
+    made = store.create(Vm(name="web"))
+    store._db.execute("UPDATE documents SET body=json_insert(body, '$.wings', 2)")
+    for read in (lambda: store.get(Vm, "web"), lambda: store.ls(Vm), lambda: store.delete("vm", made.id)):
+        with pytest.raises(Corrupt, match="wings") as refused:
+            read()
+        assert refused.value.code == "state.document"
+
+
 def test_names_are_unique_in_their_kind_only(store: Store) -> None:
     store.create(Vm(name="web"))
     store.create(Storage(name="web"))

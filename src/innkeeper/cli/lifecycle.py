@@ -88,17 +88,20 @@ def _accepts(path: Path) -> bool:
 
 
 def _await(
-    answers: Callable[[], bool], started: subprocess.Popen[bytes] | None, name: str, paths: Paths, patience_s: float
+    answers: Callable[[], bool], started: subprocess.Popen[bytes] | None, log: Path, told: int, patience_s: float
 ) -> None:
     """Wait until ``answers``; the process that was started may not end meanwhile.
 
-    Raises ``Failed`` (``<name>.not_started``) with the end of its log.
+    Raises the problem that it logged behind byte ``told``, else ``Failed`` (``<name>.not_started``) with the end of its
+    log.
     """
-    log = paths.logs / f"{name}.log"
+    name = log.stem
     deadline = time.monotonic() + patience_s
     while not answers():
         ended = started is not None and started.poll() is not None
         if ended or time.monotonic() > deadline:
+            if ended and (problem := _problem_in(log, told)) is not None:
+                raise problem
             why = "ended at once" if ended else f"does not answer after {patience_s:.0f} s"
             raise Failed(f"{name}.not_started", f"the {name} {why}", cause=last_lines(log, 5), remedy=f"see {log}")
         time.sleep(_POLL_S)
@@ -115,22 +118,26 @@ def _health(session: Session) -> Health | None:
 def _ensure_keeper(paths: Paths) -> bool:
     """Start the keeper unless it runs, and wait for the fabric; whether it was started."""
     running = processes.noted(paths, "keeper") is not None
-    log = paths.logs / "fabric.log"
-    told = log.stat().st_size if log.exists() else 0
-    started = None if running else process.spawn(keeper_command(paths), log=paths.logs / "keeper.log")
+    fabric_log, log = paths.logs / "fabric.log", paths.logs / "keeper.log"
+    told = _length(fabric_log)
+    started = None if running else process.spawn(keeper_command(paths), log=log)
 
     def answers() -> bool:
         if _accepts(paths.fabric_socket):
             return True
-        problem = _problem_in(log, told) if started is not None else None
+        problem = _problem_in(fabric_log, told) if started is not None else None
         if started is not None and problem is not None and not isinstance(problem, Conflict):  # a lock may come free
             processes.end(started.pid)  # it would go on trying; whoever asked is told why that is of no use
             started.wait()
             raise problem
         return False
 
-    _await(answers, started, "keeper", paths, FABRIC_PATIENCE_S)
+    _await(answers, started, log, _length(log), FABRIC_PATIENCE_S)
     return not running
+
+
+def _length(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _problem_in(log: Path, start: int) -> Problem | None:
@@ -150,8 +157,10 @@ def _ensure_daemon(session: Session, paths: Paths) -> bool:
     if _health(session) is not None:
         return False
     running = processes.noted(paths, "daemon") is not None
-    started = None if running else process.spawn(daemon_command(paths), log=paths.logs / "daemon.log")
-    _await(lambda: _health(session) is not None, started, "daemon", paths, DAEMON_PATIENCE_S)
+    log = paths.logs / "daemon.log"
+    told = _length(log)
+    started = None if running else process.spawn(daemon_command(paths), log=log)
+    _await(lambda: _health(session) is not None, started, log, told, DAEMON_PATIENCE_S)
     return not running
 
 

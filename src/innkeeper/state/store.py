@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import apsw
+from pydantic import ValidationError
 
 from innkeeper.model.problems import Conflict, Corrupt, Failed, NoSpace, NotFound
 from innkeeper.model.resources import KINDS, Resource
@@ -41,8 +42,9 @@ CREATE UNIQUE INDEX IF NOT EXISTS documents_by_name ON documents (kind, name);
 class Store:
     """All documents of one inn.
 
-    Raises ``Corrupt`` (``state.format``, ``state.corrupt``) on opening a file that it does not understand. Every change
-    raises ``NoSpace`` (``state.no_space``) on a full medium and ``Failed`` (``state.io``) on a failing one.
+    Raises ``Corrupt`` (``state.format``, ``state.corrupt``) on opening a file that it does not understand, and
+    (``state.document``) on reading a document that it does not. Every change raises ``NoSpace`` (``state.no_space``) on
+    a full medium and ``Failed`` (``state.io``) on a failing one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,9 +178,9 @@ class Store:
         row = self._row(kind, "id", resource_id)
         if row is None:
             return
+        gone = _understood(KINDS[kind], row)
         with self._transaction() as revision:
             self._db.execute("DELETE FROM documents WHERE kind=? AND id=?", (kind, resource_id))
-        gone = KINDS[kind].model_validate_json(row)
         self._publish((revision, "deleted", gone))
 
     def _row(self, kind: str, column: Literal["id", "name"], value: str) -> str | None:
@@ -193,12 +195,12 @@ class Store:
         body = self._row(kind.kind, "id", ref) or self._row(kind.kind, "name", ref)
         if body is None:
             raise _absent(kind.kind, ref)
-        return kind.model_validate_json(body)
+        return _understood(kind, body)
 
     def ls(self, kind: type[R]) -> list[R]:
         """All documents of a kind, by name."""
         rows = self._db.execute("SELECT body FROM documents WHERE kind=? ORDER BY name", (kind.kind,))
-        return [kind.model_validate_json(body) for (body,) in rows]
+        return [_understood(kind, body) for (body,) in rows]
 
     def find(self, kind: type[R], **equal: Any) -> list[R]:
         """The documents whose top-level fields have these values, by name."""
@@ -228,3 +230,16 @@ class Store:
 
 def _absent(kind: str, ref: str) -> NotFound:
     return NotFound(f"{kind}.not_found", f"there is no {kind} {ref!r}", remedy=f"'inn {kind} ls' lists them")
+
+
+def _understood(kind: type[R], body: str) -> R:
+    """Raises ``Corrupt`` (``state.document``) for what this program does not know how to read."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as strange:
+        raise Corrupt(
+            "state.document",
+            f"a {kind.kind} in the inn's state cannot be read",
+            cause="; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in strange.errors()),
+            remedy="run the version of Innkeeper that wrote it, or a newer one; or restore the state from a copy",
+        ) from strange
