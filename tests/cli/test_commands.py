@@ -149,6 +149,8 @@ def test_storages_and_pools(web: Shell) -> None:
     web("pool set default --cache auto")
     assert web.json("pool show default")["cache_bytes"] is None
     web("pool set default", code=2)
+    web("pool scrub default")
+    assert "pool default is sound" in web.err
     web("pool add default /mnt/hdd --tier slow")
     assert "/mnt/hdd" in web("pool show default")
     web("pool drain default /mnt/hdd")

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from live_inn import SMALL, LiveInn, eventually, live_inn
@@ -34,6 +35,10 @@ def held(inn: LiveInn) -> dict[str, int]:
     return {device["path"]: device["group_bytes"] for device in inn.json("pool", "show", "default")["devices"]}
 
 
+def state_of(inn: LiveInn, place: Path) -> str:
+    return next(one["state"] for one in inn.json("pool", "show", "default")["devices"] if one["path"] == str(place))
+
+
 def test_cold_data_goes_down_and_comes_back(places: tuple[Path, Path], probe_image: Path, tmp_path: Path) -> None:
     fast, slow = places
     with live_inn(fast / "state") as inn:
@@ -58,6 +63,15 @@ def test_cold_data_goes_down_and_comes_back(places: tuple[Path, Path], probe_ima
         os.kill(inn.pid("fabric"), signal.SIGKILL)
         inn.sh("writer", "echo 3 > /proc/sys/vm/drop_caches")
         assert inn.sh("writer", "sha256sum /root/data") == digest
+
+        held_for = str(uuid4())
+        inn.fabric("hold", hold_id=held_for, snapshot_id=inn.json("image", "show", "noise")["snapshot_id"])
+        task = inn.json("pool", "drain", "default", str(slow), "--no-wait")
+        eventually(lambda: state_of(inn, slow) == "draining", "it is being drained, but for what is held")
+        inn("task", "cancel", task["id"])
+        eventually(lambda: state_of(inn, slow) == "online", "draining was called off")
+        assert held(inn)[str(slow)] > 0
+        inn.fabric("release", hold_id=held_for)
 
         inn("image", "rm", "noise")
         eventually(lambda: held(inn)[str(fast / "state" / "fabric")] < 500 * MIB, "what was removed is swept", 120)

@@ -68,6 +68,7 @@ def test_a_well_host_has_no_complaints() -> None:
         ({"unix_time": 0.0}, "clock", "failed", False),
         ({"clock_synchronised": False}, "clock", "warning", False),
         ({"accelerator": "tcg"}, "kvm", "warning", False),
+        ({"pool_problem": "2 stored items are damaged"}, "pool", "failed", False),
         ({"foreign_drops": (("ip filter FORWARD drops it", "accept inbr-*"),)}, "firewall", "warning", False),
     ],
 )

@@ -146,6 +146,9 @@ class Pools(Service[Pool]):
         own = {name: getattr(pool, name) for name in Pool.model_fields}
         return views.PoolDetail(**own, **counts, **sizes, cache=cache, figures=FIGURES, devices=self.devices)
 
+    async def scrub(self, ref: str) -> Any:
+        return self.house.run("pool.scrub", self.shelf.get(ref), lambda: None)
+
     async def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
         self.shelf.get(ref)
         self.devices.append(

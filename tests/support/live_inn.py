@@ -58,6 +58,10 @@ class LiveInn:
         """What ``inn words... -o json`` prints, parsed."""
         return json.loads(self(*words, "-o", "json"))
 
+    def checks(self) -> Any:
+        """What ``inn doctor`` finds; it may end with 1."""
+        return json.loads(self.run("doctor", "-o", "json").stdout)
+
     def refused(self, code: str, *words: str) -> str:
         """``inn words...`` must fail with that problem code; returns what it says."""
         ended = self.run(*words)
@@ -74,14 +78,14 @@ class LiveInn:
         """The pid of the inn's ``daemon``, ``fabric`` or ``keeper``."""
         return int(self.json("host", "show")[f"{process}_pid"])
 
-    def fabric(self, operation: str) -> Any:
+    def fabric(self, operation: str, **arguments: Any) -> Any:
         """One control operation of the inn's fabric, such as ``disk_ls``."""
 
         async def call() -> Any:
             client = FabricClient(Paths.open(self.state).fabric_socket)
             await client.connect()
             try:
-                return await getattr(client, operation)()
+                return await getattr(client, operation)(**arguments)
             finally:
                 await client.close()
 

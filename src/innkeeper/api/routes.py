@@ -102,6 +102,7 @@ ROUTES: tuple[Route, ...] = (
     Route(DISKS, "export_close", "DELETE", f"{DISKS.path}/{{ref}}/exports/{{attachment_id}}"),
     *_common(STORAGES, *_CRUD),
     *_common(POOLS, "ls", "show", "set"),
+    _act(POOLS, "scrub"),
     Route(POOLS, "device_add", "POST", f"{POOLS.path}/{{ref}}/devices", created=True),
     Route(POOLS, "device_drain", "POST", f"{POOLS.path}/{{ref}}/devices/{{device}}/drain"),
     *_common(SWITCHES, *_CRUD),

@@ -51,6 +51,17 @@ def change(session: Session, ref: str, cache: Any, labels: dict[str, str], no_la
     session.done(changed, f"pool {changed.name} changed")
 
 
+@pool.command("scrub", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@detach_option
+@pass_session
+def scrub(session: Session, ref: str, no_wait: bool) -> None:
+    """Read and verify all that is stored; what is damaged is repaired from a copy, or named. Done weekly by itself."""
+    ended = settle(session, session.client.pools.scrub(ref), no_wait=no_wait, done=lambda _task: f"pool {ref} is sound")
+    if ended is not None and session.format == "json":
+        session.show(ended)
+
+
 @pool.command("add", cls=InnCommand)
 @click.argument("ref", type=Ref("pools"))
 @click.argument("path", type=click.Path(path_type=Path))

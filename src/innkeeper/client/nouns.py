@@ -171,6 +171,9 @@ class Pools(Noun[res.Pool, views.PoolDetail]):
     def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> res.Pool:
         return self._set(ref, request, revision)
 
+    def scrub(self, ref: str) -> res.Task:
+        return self._call(res.Task, "POST", f"{self._at(ref)}/scrub")
+
     def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
         return self._call(views.PoolDevice, "POST", f"{self._at(ref)}/devices", body=request)
 

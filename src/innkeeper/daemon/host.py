@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import datetime
 
 import innkeeper
+from innkeeper.daemon.pools import Pools
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
@@ -23,8 +24,9 @@ from innkeeper.tasks.engine import Run, Step, TaskKind
 class Host:
     """The ``host`` noun."""
 
-    def __init__(self, rooms: Rooms, power: Power, switches: Switches) -> None:
+    def __init__(self, rooms: Rooms, power: Power, switches: Switches, pools: Pools) -> None:
         self._rooms = rooms
+        self._pools = pools
         self._power = power
         self._switches = switches
         self._started_at: datetime = now()
@@ -86,6 +88,7 @@ class Host:
             accelerator=self._power.accelerator,
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
             gateways=self._switches.gateways(),
+            pool_problem=await self._pools.problem(),
             foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),
         )
         return doctor.examine(gathered)

@@ -23,6 +23,7 @@ from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.scrubbing import Scrubbing
 from innkeeper.daemon.storages import Storages
 from innkeeper.daemon.switches import Switches
 from innkeeper.daemon.task_service import Tasks
@@ -66,8 +67,9 @@ class House:
             self.repositories,
             assembly,
         )
+        Scrubbing(rooms, self.repositories)
         self.tasks = Tasks(rooms)
-        self.host = Host(rooms, self.power, self.switches)
+        self.host = Host(rooms, self.power, self.switches, self.pools)
         self.disks.serve(self.power)
         self.nics.serve(self.power)
 

@@ -10,7 +10,7 @@ from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.cache import check_limit
 from innkeeper.model import requests as ask
 from innkeeper.model import views
-from innkeeper.model.problems import Conflict, Invalid, NotFound
+from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
 from innkeeper.model.resources import Pool, Task, new_id
 from innkeeper.model.sizes import format_size
 from innkeeper.tasks.engine import Run, Step, TaskKind
@@ -26,6 +26,16 @@ _PATIENCE_S = 20.0
 
 def _device(facts: dict[str, Any]) -> views.PoolDevice:
     return views.PoolDevice(**{**facts, "id": facts["id"] or HOME})
+
+
+def _problem(facts: dict[str, Any]) -> str | None:
+    if facts["read_only"]:
+        return f"it is read-only: {facts['read_only']}"
+    if facts["upkeep_problem"]:
+        return str(facts["upkeep_problem"]["detail"])
+    if facts["damaged"]:
+        return f"{facts['damaged']} stored items are damaged; 'inn pool scrub' repairs or names them"
+    return None
 
 
 class Pools:
@@ -54,14 +64,20 @@ class Pools:
         facts = await self._rooms.fabric.pool_show()
         own = {name: getattr(pool, name) for name in Pool.model_fields}
         seen = {name: facts[name] for name in views.PoolDetail.model_fields if name in facts and name not in own}
-        trouble = facts["drain_problem"]
         return views.PoolDetail(
             **own,
             **seen,
             figures=views.Figures(**await self._rooms.fabric.figures()),
             devices=[_device(found) for found in await self._rooms.fabric.device_ls()],
-            problem=facts["read_only"] or (trouble and trouble["detail"]),
+            problem=_problem(facts),
         )
+
+    async def problem(self) -> str | None:
+        """What is wrong with the pool; None when all is well."""
+        try:
+            return _problem(await self._rooms.fabric.pool_show())
+        except Problem as silent:
+            return str(silent)
 
     async def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> Pool:
         """Raises ``Conflict`` (``pool.default``), ``Invalid`` (``pool.cache``)."""
@@ -77,6 +93,10 @@ class Pools:
         if resized:
             await self._rooms.fabric.cache_resize(pool.cache_bytes)
         return pool
+
+    async def scrub(self, ref: str) -> Task:
+        pool = self._rooms.store.get(Pool, ref)
+        return self._rooms.engine.start("pool.scrub", {}, target_kind="pool", target_id=pool.id, target_name=pool.name)
 
     # --- devices ---
 

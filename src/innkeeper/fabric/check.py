@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from blake3 import blake3
-
-from innkeeper.fabric.codecs import Undecodable, decode
 from innkeeper.fabric.diff import EMPTY_VIEW, changed
-from innkeeper.fabric.groups import ITEM_DEAD, ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, Row, SlotTable, check_header
+from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, SlotTable, check_header
+from innkeeper.fabric.items import is_dead, wrong_with
 from innkeeper.fabric.layout import (
-    BLOCK,
-    CODEC_RAW,
     FANOUT,
     KIND_EXTENT,
     KIND_MAP,
@@ -19,7 +15,6 @@ from innkeeper.fabric.layout import (
     KIND_SPLIT,
     PAGE,
     SLOT_BITS,
-    crc32c,
     entry_kind,
     entry_place,
     unpack_entry,
@@ -139,39 +134,15 @@ class PoolCheck(PoolTiers):
                 problems.append(f"{where}: group {group} slot {slot} holds item kind {item}")
 
 
-def _raw_bytes(table: SlotTable, row: Row) -> int:
-    if row.item == ITEM_MAP:
-        return table.map_facts(row)[0]
-    return PAGE if row.item == ITEM_PIECE else BLOCK
-
-
 def _check_item(table: SlotTable, slot: int, problems: list[str], hashes: list[tuple[bytes, int]]) -> int:
     """Verify one slot; returns its stored bytes, 0 for a reclaimed one."""
-    if table.rows[slot * 16 + 7] & 15 == ITEM_DEAD:
+    if is_dead(table, slot):
         return 0
     row = table.row(slot)
-    where = f"{table.file.path} at byte {row.offset} (slot {slot})"
-    try:
-        data = table.file.pread(row.stored, row.offset)
-    except OSError as refused:
-        problems.append(f"{where}: {refused}")
-        return row.stored
-    if len(data) != row.stored or crc32c(data) != row.crc:
-        problems.append(f"{where}: stored bytes fail their checksum")
-        return row.stored
-    try:
-        data = decode(data, row.codec, _raw_bytes(table, row))
-    except Undecodable as broken:
-        problems.append(f"{where}: {broken}")
-        return row.stored
-    if row.item == ITEM_EXTENT:
-        digest = table.extent_hash(slot)
-        if digest != blake3(data).digest():
-            problems.append(f"{where}: the extent's bytes do not have its hash")
-        elif digest is not None:
-            hashes.append((digest, table.number << SLOT_BITS | slot))
-        if row.codec == CODEC_RAW and any(
-            crc32c(data[at : at + PAGE]) != table.page_crc(row, at // PAGE) for at in range(0, BLOCK, PAGE)
-        ):
-            problems.append(f"{where}: a page of the extent fails its checksum")
+    wrong = wrong_with(table, slot, row)
+    digest = table.extent_hash(slot)
+    if wrong is not None:
+        problems.append(f"{table.file.path} at byte {row.offset} (slot {slot}): {wrong}")
+    elif digest is not None:
+        hashes.append((digest, table.number << SLOT_BITS | slot))
     return row.stored

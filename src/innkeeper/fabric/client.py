@@ -11,6 +11,7 @@ again once it is back.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from itertools import count
 from pathlib import Path
@@ -160,6 +161,19 @@ class FabricClient:
     async def tier(self) -> dict[str, int]:
         """Make the moves between devices that are due, now."""
         return dict(await self._call("tier"))
+
+    async def scrub(self, after: int = 0) -> dict[str, Any]:
+        """Verify some groups behind number ``after``; the ``next`` of the answer goes on."""
+        return dict(await self._call("scrub", after=after))
+
+    async def damage_ls(self) -> list[dict[str, Any]]:
+        """What the scrub found damaged, with the disks and snapshots that need it."""
+        return list(await self._call("damage_ls"))
+
+    async def repair(self, group: int, slot: int, data: bytes) -> bool:
+        """Put a damaged extent right; whether there was need to."""
+        answer = await self._call("repair", group=group, slot=slot, data_base64=base64.b64encode(data).decode())
+        return bool(answer["repaired"])
 
     async def shutdown(self) -> None:
         """End the fabric process; its keeper starts it again unless it is ending too."""

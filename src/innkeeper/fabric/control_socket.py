@@ -23,6 +23,7 @@ _WORKERS = 4
 OPERATIONS = frozenset(
     (
         *("ping", "pool_show", "figures", "cache_resize", "drain", "sweep", "tier", "check"),
+        *("scrub", "damage_ls", "repair"),
         *("storage_create", "storage_set", "storage_ls", "storage_rm"),
         *("device_add", "device_rm", "device_ls"),
         *("disk_create", "disk_show", "disk_ls", "disk_resize", "disk_rm", "disk_clone", "disk_revert"),

@@ -7,11 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from innkeeper.fabric.groups import ITEM_DEAD, ROW_BYTES, SlotTable
 from innkeeper.fabric.layout import KIND_EXTENT, KIND_PIECE, SLOT_BITS, Root, entry_place
 from innkeeper.fabric.maps import walk_maps
 from innkeeper.fabric.store import GroupStore
 
 Slots = NDArray[np.bool_]
+
+
+def present(table: SlotTable) -> Slots:
+    """Which slots of a group still hold an item."""
+    packed = np.frombuffer(bytes(table.rows), dtype="<u4").reshape(-1, ROW_BYTES // 4)[:, 1]
+    found: Slots = (packed >> 24 & 0xF) != ITEM_DEAD
+    return found
 
 
 class Marks:

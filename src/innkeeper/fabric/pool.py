@@ -7,12 +7,12 @@ from typing import Any
 
 from innkeeper.fabric.cache import check_limit, default_bytes
 from innkeeper.fabric.core import Limits
-from innkeeper.fabric.figures import PoolFigures
+from innkeeper.fabric.scrub import PoolScrub
 from innkeeper.model.problems import Failed
 from innkeeper.system.files import Io
 
 
-class Pool(PoolFigures):
+class Pool(PoolScrub):
     """An open pool. One process opens a pool at a time (its lock); ``close`` it when done.
 
     Which thread may call what:
@@ -54,6 +54,7 @@ class Pool(PoolFigures):
 
     def pool_show(self) -> dict[str, Any]:
         """What the pool is and holds."""
+        trouble = self.drain_problem or self.tier_problem or self.scrub_problem
         with self.catalog.admin:
             total, free = self.devices.space()
             capacity = self.limits.capacity_bytes or total
@@ -68,13 +69,16 @@ class Pool(PoolFigures):
                 "log_bytes": self.log.used_bytes,
                 "log_limit_bytes": self.limits.log_bytes,
                 "groups": len(self.store.rows),
+                "damaged": len(self.damage()),
+                "repaired": self.repaired,
+                "scrubbed_at": self.scrubbed_at,
                 "cache": asdict(self.store.content.facts()),
                 "disks": len(self.catalog.disks),
                 "snapshots": len(self.catalog.snapshots),
                 "attachments": len(self.catalog.attachments),
                 "holds": len(self.catalog.holds),
                 "read_only": self.read_only,
-                "drain_problem": self.drain_problem.as_dict() if self.drain_problem else None,
+                "upkeep_problem": trouble.as_dict() if trouble else None,
             }
 
     def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:

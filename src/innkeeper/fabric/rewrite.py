@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from uuid import UUID
 
+from innkeeper.fabric.codecs import encode
 from innkeeper.fabric.groups import (
+    EXTENT_AUX,
     HASH_BYTES,
     ITEM_EXTENT,
     ITEM_MAP,
@@ -19,20 +23,28 @@ from innkeeper.fabric.groups import (
     pack_row,
     read_frame,
 )
-from innkeeper.fabric.layout import CODEC_RAW, PAGE, corrupt, crc32c
+from innkeeper.fabric.layout import BLOCK, CODEC_RAW, PAGE, crc32c
 from innkeeper.fabric.marks import Slots
 from innkeeper.fabric.store import LIVE, GroupRow
 from innkeeper.system.files import Buffer, FileSystem, write_all
 
 CHUNK_BYTES = 1 << 20
+NOTHING: Mapping[int, bytes] = MappingProxyType({})
 
 
 def write_generation(
-    files: FileSystem, path: str, pool_id: UUID, row: GroupRow, table: SlotTable, live: Slots
+    files: FileSystem,
+    path: str,
+    pool_id: UUID,
+    row: GroupRow,
+    table: SlotTable,
+    live: Slots,
+    instead: Mapping[int, bytes] = NOTHING,
 ) -> GroupRow:
     """Write generation N + 1 of the group in ``row`` to ``path`` and sync it; returns its row.
 
-    The notes of roots go with it, so that meta can be rebuilt. Raises ``Corrupt``, ``OSError``.
+    ``instead``: extents (64 KiB) by slot, put in the place of damaged ones. The notes of roots go with it, so that meta
+    can be rebuilt. Raises ``Corrupt``, ``OSError``.
     """
     generation = row.generation + 1
     file = files.open(path, create=True)
@@ -44,17 +56,16 @@ def write_generation(
         if not keep:
             rows += bytes(ROW_BYTES)
             continue
-        old = table.row(slot)
-        data = table.file.pread(old.stored, old.offset)
-        if len(data) != old.stored or crc32c(data) != old.crc:
-            raise corrupt(table.file.path, old.offset, "stored bytes fail their checksum")
-        if old.codec == CODEC_RAW and (rest := offset % PAGE):
+        data, item, codec, crc, item_aux = (
+            _encoded(table, slot, instead[slot]) if slot in instead else _copied(table, slot)
+        )
+        if codec == CODEC_RAW and (rest := offset % PAGE):
             buffers.append(bytes(PAGE - rest))
             offset += PAGE - rest
-        rows += pack_row(offset, old.stored, old.item, old.codec, old.crc, len(aux))
-        aux += _aux_of(table, slot)
+        rows += pack_row(offset, len(data), item, codec, crc, len(aux))
+        aux += item_aux
         buffers.append(data)
-        offset += old.stored
+        offset += len(data)
         if offset - flushed >= CHUNK_BYTES:
             flushed += write_all(file, buffers, flushed)
             buffers.clear()
@@ -75,6 +86,29 @@ def write_generation(
     write_all(file, buffers, flushed)
     file.fdatasync()
     return GroupRow(row.number, generation, LIVE, offset + len(frame), offset)
+
+
+def _copied(table: SlotTable, slot: int) -> tuple[bytes, int, int, int, bytes]:
+    """(stored bytes, item, codec, CRC, aux) of a slot as it is.
+
+    What is damaged goes along under the checksum that it no longer has: it stays as detectable as it was, and its group
+    can be repaired, moved and compacted.
+    """
+    old = table.row(slot)
+    data = table.file.pread(old.stored, old.offset).ljust(old.stored, b"\0")
+    return data, old.item, old.codec, old.crc, _aux_of(table, slot)
+
+
+def _encoded(table: SlotTable, slot: int, data: bytes) -> tuple[bytes, int, int, int, bytes]:
+    """The same of an extent whose content came from elsewhere."""
+    digest = table.extent_hash(slot)
+    assert digest is not None
+    stored, codec = encode(data, "lz4", 0, BLOCK * 7 // 8)
+    if codec == CODEC_RAW:
+        aux = RAW_EXTENT_AUX.pack(digest, *(crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)))
+    else:
+        aux = EXTENT_AUX.pack(digest)
+    return stored, ITEM_EXTENT, codec, crc32c(stored), aux
 
 
 def _notes(table: SlotTable, row: GroupRow) -> list[Note]:

@@ -10,6 +10,7 @@ that still have it open finish, others look the row up again. Nothing that a hel
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from innkeeper.fabric.layout import (
     SLOT_BITS,
 )
 from innkeeper.fabric.marks import Marks, Slots
-from innkeeper.fabric.rewrite import write_generation
+from innkeeper.fabric.rewrite import NOTHING, write_generation
 from innkeeper.fabric.store import LIVE, GroupRow
 from innkeeper.fabric.upkeep import PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
@@ -141,15 +142,19 @@ class PoolSweep(PoolUpkeep):
         self._forget_hashes(table, live)
         return size
 
-    def rewrite(self, row: GroupRow, table: SlotTable, live: Slots, device: Device) -> int:
+    def rewrite(
+        self, row: GroupRow, table: SlotTable, live: Slots, device: Device, instead: Mapping[int, bytes] = NOTHING
+    ) -> int:
         """Write a group anew, as the next generation, on ``device``, and let it take the old one's place.
+
+        ``instead``: extents by slot that take the place of damaged ones.
 
         Under ``maintenance``. Readers that have the old one open finish. Returns its size. Raises ``Corrupt``,
         ``OSError`` and what a meta transaction raises; then the old one stays.
         """
         path = group_path(device.groups, row.number, row.generation + 1)
         try:
-            fresh = write_generation(self.io.files, path, self.pool_id, row, table, live)
+            fresh = write_generation(self.io.files, path, self.pool_id, row, table, live, instead)
             self.io.files.sync_dir(device.groups)
             fresh = replace(fresh, device=device.id)
             with self.catalog.admin, self.catalog.meta.transaction() as change:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-import numpy as np
-
 from innkeeper.fabric.core import Limits
 from innkeeper.fabric.devices import DRAINING, HOME, ONLINE, Device
-from innkeeper.fabric.groups import ITEM_DEAD, ROW_BYTES, SlotTable
-from innkeeper.fabric.marks import Marks, Slots
+from innkeeper.fabric.marks import Marks, present
 from innkeeper.fabric.sweep import PoolSweep
 from innkeeper.fabric.tiering import TOUCH_S, DeviceFacts, GroupFacts, Heat, Move, due, plan
 from innkeeper.model.problems import Failed, NoSpace, Problem
@@ -180,7 +177,7 @@ class PoolTiers(PoolSweep):
                 if move.number == self.writer.number or move.number in self._held_groups():
                     return 0
                 table = self.store.table(move.number)
-                self.rewrite(row, table, _present(table), device)
+                self.rewrite(row, table, present(table), device)
             except OSError as refused:
                 self._moves = []
                 raise _move_problem(refused, device) from refused
@@ -195,13 +192,6 @@ class PoolTiers(PoolSweep):
             for device in list(self.devices.all.values()):
                 if device.state == DRAINING and device.id not in used:
                     self.devices.remove(device.id)
-
-
-def _present(table: SlotTable) -> Slots:
-    """Which slots of a group still hold an item."""
-    packed = np.frombuffer(bytes(table.rows), dtype="<u4").reshape(-1, ROW_BYTES // 4)[:, 1]
-    present: Slots = (packed >> 24 & 0xF) != ITEM_DEAD
-    return present
 
 
 def _move_problem(refused: OSError, device: Device) -> Problem:

@@ -40,6 +40,7 @@ def examine(facts: HostFacts) -> list[Check]:
         *_ports(facts),
         *_services(facts),
         *_foreign(facts),
+        *_pool(facts),
     ]
     return sorted(checks, key=lambda check: not check.essential)
 
@@ -264,4 +265,18 @@ def _foreign(facts: HostFacts) -> list[Check]:
             remedy=remedy,
         )
         for finding, remedy in facts.foreign_drops
+    ]
+
+
+def _pool(facts: HostFacts) -> list[Check]:
+    if facts.pool_problem is None:
+        return []
+    return [
+        Check(
+            name="pool",
+            state="failed",
+            detail="the disks' data is not all as it should be",
+            cause=facts.pool_problem,
+            remedy="run 'inn pool show default' and 'inn pool scrub default'; look at the medium's health",
+        )
     ]

@@ -55,6 +55,8 @@ class HostFacts:
     """Those of other programs than this inn's."""
     foreign_drops: tuple[tuple[str, str], ...] = ()
     """What other firewall policies do to the guests' traffic: (finding, remedy)."""
+    pool_problem: str | None = None
+    """What the storage fabric says is wrong with its pool."""
 
 
 def gather(
@@ -64,6 +66,7 @@ def gather(
     wanted_ports: tuple[tuple[str, int], ...] = (),
     gateways: tuple[tuple[str, str], ...] = (),
     foreign_drops: tuple[tuple[str, str], ...] = (),
+    pool_problem: str | None = None,
 ) -> HostFacts:
     """Look at this host.
 
@@ -90,6 +93,7 @@ def gather(
         gateways=gateways,
         listeners=_foreign_listeners(state),
         foreign_drops=foreign_drops,
+        pool_problem=pool_problem,
     )
 
 

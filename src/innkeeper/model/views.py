@@ -127,7 +127,9 @@ class PoolDetail(Pool):
     """A pool as its fabric sees it.
 
     ``used_bytes`` is what it takes of its file system, ``logical_bytes`` the sum of the disks' sizes, ``log_bytes``
-    what of the log is not drained yet. ``problem`` is what keeps the pool from draining or from being written.
+    what of the log is not drained yet. ``scrubbed_at`` is when all of it had been read and verified last, ``damaged``
+    how many items were found damaged, ``repaired`` how many were put right since the fabric started. ``problem`` is
+    what keeps the pool from being sound, from draining or from being written.
     """
 
     capacity_bytes: int
@@ -140,6 +142,9 @@ class PoolDetail(Pool):
     disks: int
     snapshots: int
     attachments: int
+    damaged: int = 0
+    repaired: int = 0
+    scrubbed_at: datetime | None = None
     figures: Figures
     cache: CacheFacts
     devices: list[PoolDevice] = Field(default_factory=list)
