@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
-from leaks import IN_CI
-from leaks import nothing_leaked as nothing_leaked
-from leaks import nothing_leaked_by_wider_fixtures as nothing_leaked_by_wider_fixtures
+from leaks import (
+    IN_CI,
+    nothing_leaked as nothing_leaked,
+    nothing_leaked_by_wider_fixtures as nothing_leaked_by_wider_fixtures,
+)
 from probe import probe_image as probe_image
 from skips import SkipsInCI
 

@@ -160,6 +160,48 @@ def test_storages_and_pools(web: Shell) -> None:
     web("storage rm fast")
 
 
+def test_policies_of_storages_and_disks(web: Shell) -> None:
+    web("qos create silver --max-iops 2000 --min-iops 200 --max-bandwidth 100M --burst 5")
+    assert "2000" in web("qos ls")
+    assert "100.0 MiB/s" in web("qos ls")
+    web("qos set silver --min-iops 0 --aggregated")
+    shown = web.json("qos show silver")
+    assert (shown["min_iops"], shown["aggregated"], shown["max_iops"]) == (None, True, 2000)
+    assert shown["flows"][0]["minimum_missed"] is True
+    web("qos set silver", code=2)
+    web("qos create wrong --burst 0", code=2)
+    web("storage create cold --cold-level 19 --cold-after 12h --quota 1T --reserve 10G --tier slow --qos silver")
+    shown = web.json("storage show cold")
+    assert (shown["cold_level"], shown["cold_after_s"], shown["quota_bytes"]) == (19, 43200.0, 1 << 40)
+    assert shown["qos_id"] == web.json("qos show silver")["id"]
+    web("storage set cold --quota 0 --tier none --qos none --cold-level 0")
+    shown = web.json("storage show cold")
+    assert [shown[name] for name in ("quota_bytes", "tier", "qos_id", "cold_level")] == [None] * 4
+    assert shown["reservation_bytes"] == 10 << 30
+    web("storage set cold --cold-after soon", code=2)
+    web("disk create d --size 1G --thick --tier fast")
+    assert web.json("disk show d")["thick"] is True
+    web("disk set d --thin --tier none --qos silver --storage cold --name e")
+    shown = web.json("disk show e")
+    assert (shown["thick"], shown["tier"]) == (False, None)
+    assert shown["storage_id"] == web.json("storage show cold")["id"]
+    assert "home" in web("disk show e")
+    web("disk set e", code=2)
+    web("qos rm silver")
+
+
+def test_the_curator_is_run_paused_and_watched(web: Shell) -> None:
+    web("pool curate default")
+    assert "as its policies say" in web.err
+    web("pool pause default")
+    assert "rests" in web.err
+    web("pool resume default")
+    assert "goes on" in web.err
+    assert "███" in web("pool hot default")
+    assert web.json("pool hot default")[0]["number"] == 7
+    assert "innkeeper_pool_disks 2.0" in web("metrics")
+
+
 def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("vm set web --cpus 2 --memory 1G --label team=a --protect")
     assert web.json("vm show web")["spec"]["cpus"] == 2

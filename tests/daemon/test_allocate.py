@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from innkeeper.daemon.allocate import check_mac_free, free_mac, free_name, free_number, free_uid
 from innkeeper.model.problems import Conflict, NoSpace

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from uuid import UUID
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.space import Limits
 from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import Problem
 from innkeeper.system.simulation import CRASH, EIO, ENOSPC, SHORT, SimulatedCrash, simulated_io

@@ -116,8 +116,8 @@ def test_what_a_held_snapshot_reaches_is_not_moved(home: Path) -> None:
 
 def test_a_rebuilt_meta_finds_the_groups_of_all_devices(home: Path) -> None:
     pool = opened(home)
-    pool.writer.leave(HOME)
-    pool.writer.leave(A)
+    pool.writers.leave(HOME)
+    pool.writers.leave(A)
     spread(pool)
     before = digests(pool)[DISK]
     pool.close()

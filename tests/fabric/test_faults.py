@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Conflict, Corrupt, Invalid, NoSpace, NotFound, Problem, Refused
 from innkeeper.system.files import Io
 from innkeeper.system.simulation import EIO, ENOSPC, SHORT, SimulatedFiles, simulated_io

@@ -7,8 +7,7 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from innkeeper.fabric import groups, logformat
 from innkeeper.fabric.layout import (

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from frozen_pool import DISK, STORAGE, WRITER, digests, write
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from innkeeper.fabric.codecs import Undecodable, decode, encode
 from innkeeper.fabric.groups import SlotTable

@@ -185,7 +185,7 @@ def test_damage_goes_along_when_its_group_moves_and_stays_damage(pool: Pool, tmp
     group, slot = spoil(pool, 4)
     device = str(uuid4())
     pool.device_add(device, str(tmp_path / "slow"), "slow")
-    pool.writer.leave("")
+    pool.writers.leave("")
     pool._moves = [Move(group, device)]
     assert pool._move_next() == 1
     with pytest.raises(Corrupt):
@@ -200,7 +200,7 @@ def test_damage_that_was_swept_is_forgotten(pool: Pool) -> None:
     spoil(pool, 3)
     scrub(pool)
     assert len(pool.damage_ls()) == 1
-    pool.writer.leave("")
+    pool.writers.leave("")
     pool.snapshot_rm(SNAPSHOT)
     for disk in (DISK, CLONE):
         pool.disk_rm(disk)

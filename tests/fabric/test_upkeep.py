@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.space import Limits
 from innkeeper.system.simulation import simulated_io
 
 LIMITS = Limits(log_bytes=1 << 20, segment_bytes=256 << 10, group_bytes=384 << 10, headroom_bytes=0)

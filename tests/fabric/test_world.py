@@ -6,8 +6,7 @@ import os
 
 import pytest
 from fabric_world import World
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 SEEDS = int(os.environ.get("INNKEEPER_FABRIC_SEEDS", "1200"))

@@ -3,8 +3,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from innkeeper.model.problems import Conflict, Invalid, NoSpace
 from innkeeper.network.addresses import POOL, check_address, check_subnet, choose_address, choose_subnet

@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from innkeeper.network.nat import switch_elements
 from innkeeper.network.policy import Forward, GuardPolicy, PortPolicy, SwitchPolicy
@@ -21,9 +20,9 @@ from innkeeper.network.transaction import (
     read_counters,
     read_elements,
     remove,
+    replace as replace_all,
     schema_stands,
 )
-from innkeeper.network.transaction import replace as replace_all
 
 GOLDEN = Path(__file__).parent / "golden" / "inn.nft"
 SCHEMA = Schema("k3f9")

@@ -6,8 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from innkeeper.model.problems import Conflict, Corrupt, NoSpace, NotFound
 from innkeeper.model.resources import Disk, Storage, Vm, new_id

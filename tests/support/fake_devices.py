@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from fake_shelf import Service
 
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Invalid, NotFound
-from innkeeper.model.resources import Disk, Image, Nic, Pool, Storage, Switch, new_id
+from innkeeper.model.resources import Disk, Image, Nic, Pool, Qos, Storage, Switch, new_id
 
 if TYPE_CHECKING:
     from fake_house import FakeHouse
@@ -42,6 +41,15 @@ FIGURES = views.Figures(
 )
 
 
+def named(house: FakeHouse, request: ask.StorageSet | ask.DiskSet) -> dict[str, Any]:
+    """What a request changes, with the id of the QoS policy that it names."""
+    wanted = request.model_dump(exclude_unset=True)
+    if "qos" in wanted:
+        ref = wanted.pop("qos")
+        wanted["qos_id"] = house.qos.shelf.get(ref).id if ref else None
+    return wanted
+
+
 class Disks(Service[Disk]):
     def __init__(self, house: FakeHouse) -> None:
         super().__init__(house, Disk)
@@ -53,11 +61,20 @@ class Disks(Service[Disk]):
         if dry_run:
             return self.plan(f"create disk {request.name}")
         size = request.size_bytes or self.house.images.shelf.get(request.image or "").size_bytes
-        return self.shelf.add(Disk(name=request.name, labels=request.labels, size_bytes=size, storage_id=storage.id))
+        own = {"tier": request.tier, "thick": request.thick, "labels": request.labels}
+        return self.shelf.add(Disk(name=request.name, size_bytes=size, storage_id=storage.id, **own))
 
     async def show(self, ref: str) -> views.DiskDetail:
         disk = self.shelf.get(ref)
-        return views.DiskDetail(**{name: getattr(disk, name) for name in Disk.model_fields}, figures=FIGURES)
+        place = views.DiskPlace(device="home", path="/pool", tier="fast", stored_bytes=1 << 20, groups=1)
+        own = {name: getattr(disk, name) for name in Disk.model_fields}
+        return views.DiskDetail(**own, figures=FIGURES, places=[place])
+
+    async def set(self, ref: str, request: ask.DiskSet, *, revision: int | None = None) -> Disk:  # type: ignore[override]
+        wanted = named(self.house, request)
+        if "storage" in wanted:
+            wanted["storage_id"] = self.house.storages.shelf.get(wanted.pop("storage")).id
+        return self.shelf.change(ref, revision, **wanted)
 
     async def resize(self, ref: str, request: ask.DiskResize) -> Disk:
         if request.size_bytes < self.shelf.get(ref).size_bytes and not request.shrink:
@@ -111,13 +128,31 @@ class Storages(Service[Storage]):
     async def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> Any:
         if "storages.create" in self.house.broken:
             raise self.house.broken.pop("storages.create")
-        made = Storage(**request.model_dump(exclude={"level"}), level=request.level or 0)
+        qos_id = self.house.qos.shelf.get(request.qos).id if request.qos else None
+        made = Storage(**request.model_dump(exclude={"level", "qos"}), level=request.level or 0, qos_id=qos_id)
         return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def set(self, ref: str, request: ask.StorageSet, *, revision: int | None = None) -> Storage:  # type: ignore[override]
+        return self.shelf.change(ref, revision, **named(self.house, request))
 
     async def show(self, ref: str) -> views.StorageDetail:
         storage = self.shelf.get(ref)
         own = {name: getattr(storage, name) for name in Storage.model_fields}
         return views.StorageDetail(**own, disks=2, figures=FIGURES)
+
+
+class QosPolicies(Service[Qos]):
+    async def create(self, request: ask.QosCreate, *, dry_run: bool = False) -> Any:
+        made = Qos(**request.model_dump())
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def show(self, ref: str) -> views.QosDetail:
+        policy = self.shelf.get(ref)
+        flow = views.QosFlow(disk_id=None, iops=120.5, minimum_missed=True)
+        return views.QosDetail(**{name: getattr(policy, name) for name in Qos.model_fields}, flows=[flow])
+
+    async def set(self, ref: str, request: ask.QosSet, *, revision: int | None = None) -> Qos:  # type: ignore[override]
+        return self.shelf.change(ref, revision, **request.model_dump(exclude_unset=True))
 
 
 class Pools(Service[Pool]):
@@ -148,6 +183,21 @@ class Pools(Service[Pool]):
 
     async def scrub(self, ref: str) -> Any:
         return self.house.run("pool.scrub", self.shelf.get(ref), lambda: None)
+
+    async def curate(self, ref: str) -> Any:
+        return self.house.run("pool.curate", self.shelf.get(ref), lambda: None)
+
+    async def pause(self, ref: str) -> views.CuratorFacts:
+        self.shelf.get(ref)
+        return views.CuratorFacts(paused=True)
+
+    async def resume(self, ref: str) -> views.CuratorFacts:
+        self.shelf.get(ref)
+        return views.CuratorFacts(paused=False)
+
+    async def hot(self, ref: str) -> list[views.HotGroup]:
+        self.shelf.get(ref)
+        return [views.HotGroup(number=7, device="home", tier="fast", size_bytes=1 << 26, touches=3)]
 
     async def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
         self.shelf.get(ref)

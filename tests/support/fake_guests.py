@@ -6,8 +6,7 @@ from typing import Any
 
 from fake_shelf import Service
 
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Failed, NotFound
 from innkeeper.model.resources import (
     Backup,

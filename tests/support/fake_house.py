@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from fake_devices import Disks, Images, Nics, Pools, Storages, Switches
+from fake_devices import Disks, Images, Nics, Pools, QosPolicies, Storages, Switches
 from fake_guests import Backups, Checkpoints, Repositories, Vms
 from fake_shelf import Shelf
 
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Problem
 from innkeeper.model.resources import (
     Backup,
@@ -25,6 +24,7 @@ from innkeeper.model.resources import (
     Image,
     Nic,
     Pool,
+    Qos,
     Repository,
     Resource,
     Storage,
@@ -89,6 +89,9 @@ class Host:
     async def health(self) -> views.Health:
         return views.Health(inn_id="test", version="0", daemon_pid=os.getpid(), fabric=True)
 
+    async def metrics(self) -> str:
+        return "# TYPE innkeeper_pool_disks gauge\ninnkeeper_pool_disks 2.0\n"
+
     async def doctor(self) -> list[views.Check]:
         return [
             views.Check(name="root", state="ok", detail="runs as root", essential=True),
@@ -113,6 +116,7 @@ class FakeHouse:
         self.images = Images(self, Image)
         self.disks = Disks(self)
         self.storages = Storages(self, Storage)
+        self.qos = QosPolicies(self, Qos)
         self.pools = Pools(self)
         self.switches = Switches(self, Switch)
         self.nics = Nics(self, Nic)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, NotFound
 from innkeeper.model.resources import Resource
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.space import Limits
 from innkeeper.system.files import Io
 
 FROZEN = Path(__file__).parents[1] / "fabric" / "frozen"

@@ -16,11 +16,11 @@ from uuid import uuid4
 
 import uvloop
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.keeper import listen
 from innkeeper.fabric.nbd import protocol as p
 from innkeeper.fabric.nbd.server import NbdServer
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.space import Limits
 from innkeeper.system.files import Io
 
 PATIENCE_S = 30.0
@@ -72,6 +72,14 @@ class NbdLab:
         attachment_id = str(uuid4())
         self.pool.attach(attachment_id, **subject)
         return attachment_id
+
+    def facts(self) -> dict[str, Any]:
+        """``NbdServer.facts``, asked in its event loop."""
+
+        async def ask() -> dict[str, Any]:
+            return self.server.facts()
+
+        return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(PATIENCE_S)
 
     def uri(self, export: str) -> str:
         return f"nbd+unix:///{export}?socket={self.socket_path}"

@@ -8,8 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from innkeeper.model.problems import Corrupt, Problem, Unavailable
 from innkeeper.system.paths import VM_UIDS, Paths

@@ -45,6 +45,7 @@ CHECKPOINTS = Noun(services.Checkpoints, "checkpoints", "/v1/checkpoints")
 IMAGES = Noun(services.Images, "images", "/v1/images")
 DISKS = Noun(services.Disks, "disks", "/v1/disks")
 STORAGES = Noun(services.Storages, "storages", "/v1/storages")
+QOS = Noun(services.QosPolicies, "qos", "/v1/qos")
 POOLS = Noun(services.Pools, "pools", "/v1/pools")
 SWITCHES = Noun(services.Switches, "switches", "/v1/switches")
 NICS = Noun(services.Nics, "nics", "/v1/nics")
@@ -52,7 +53,7 @@ REPOSITORIES = Noun(services.Repositories, "repositories", "/v1/repositories")
 BACKUPS = Noun(services.Backups, "backups", "/v1/backups")
 TASKS = Noun(services.Tasks, "tasks", "/v1/tasks")
 HOST = Noun(services.Host, "host", "/v1/host")
-NOUNS = (VMS, CHECKPOINTS, IMAGES, DISKS, STORAGES, POOLS, SWITCHES, NICS, REPOSITORIES, BACKUPS, TASKS, HOST)
+NOUNS = (VMS, CHECKPOINTS, IMAGES, DISKS, STORAGES, QOS, POOLS, SWITCHES, NICS, REPOSITORIES, BACKUPS, TASKS, HOST)
 
 
 def _common(noun: Noun, *operations: str, ref: str = "{ref}") -> list[Route]:
@@ -101,8 +102,10 @@ ROUTES: tuple[Route, ...] = (
     Route(DISKS, "export_open", "POST", f"{DISKS.path}/{{ref}}/exports", created=True),
     Route(DISKS, "export_close", "DELETE", f"{DISKS.path}/{{ref}}/exports/{{attachment_id}}"),
     *_common(STORAGES, *_CRUD),
+    *_common(QOS, *_CRUD),
     *_common(POOLS, "ls", "show", "set"),
-    _act(POOLS, "scrub"),
+    *(_act(POOLS, verb) for verb in ("scrub", "curate", "pause", "resume")),
+    Route(POOLS, "hot", "GET", f"{POOLS.path}/{{ref}}/hot"),
     Route(POOLS, "device_add", "POST", f"{POOLS.path}/{{ref}}/devices", created=True),
     Route(POOLS, "device_drain", "POST", f"{POOLS.path}/{{ref}}/devices/{{device}}/drain"),
     *_common(SWITCHES, *_CRUD),
@@ -123,3 +126,5 @@ ROUTES: tuple[Route, ...] = (
 
 STREAMS = {"tasks.watch": f"{TASKS.path}/{{ref}}/events", "house.events": "/v1/events"}
 """The operations answered as server-sent events (``streams``)."""
+METRICS = {"host.metrics": "/metrics"}
+"""The operation answered as text, where Prometheus looks for it."""

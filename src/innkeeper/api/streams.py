@@ -1,4 +1,4 @@
-"""Server-sent events: what becomes of a task, and every change in the inn.
+"""What is no JSON: server-sent events (what becomes of a task, every change in the inn), and the metrics.
 
 Annotations are not postponed here: FastAPI must see ``Depends`` on a function that exists only inside ``add``.
 """
@@ -7,9 +7,10 @@ from collections.abc import AsyncIterable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Path, Query
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from innkeeper.api.routes import STREAMS
+from innkeeper.api.routes import METRICS, STREAMS
 from innkeeper.api.services import House
 from innkeeper.api.translation import PROBLEM_RESPONSES
 from innkeeper.model.resources import Task
@@ -38,6 +39,19 @@ def add(app: FastAPI, house: House) -> None:
         async for event in house.events(since if last_event_id is None else last_event_id):
             yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.kind, id=str(event.revision))
 
+    async def metrics() -> PlainTextResponse:
+        """Everything that is measured, in Prometheus' text format."""
+        return PlainTextResponse(await house.host.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.add_api_route(
+        METRICS["host.metrics"],
+        metrics,
+        name="host.metrics",
+        operation_id="host.metrics",
+        tags=["host"],
+        response_class=PlainTextResponse,
+        responses=PROBLEM_RESPONSES,
+    )
     for name, endpoint in (("tasks.watch", task_events), ("house.events", events)):
         app.add_api_route(
             STREAMS[name],

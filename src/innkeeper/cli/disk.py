@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
 from innkeeper.cli import resources
 from innkeeper.cli.export import serve_export
 from innkeeper.cli.lazy import VerbGroup
-from innkeeper.cli.options import SIZE, InnCommand, Ref, dry_run_option, labels_option
+from innkeeper.cli.options import (
+    SIZE,
+    InnCommand,
+    Ref,
+    dry_run_option,
+    given,
+    labels_option,
+    no_labels_option,
+)
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
 from innkeeper.cli.resources import names
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.model import requests as ask
-from innkeeper.model.resources import Disk
+from innkeeper.model.resources import Disk, Tier
 from innkeeper.model.sizes import format_size
 from innkeeper.model.views import DiskDiff, Plan
 
@@ -42,7 +51,6 @@ def _columns(session: Session) -> list[Column[Disk]]:
 
 resources.add_ls(disk, "disks", _columns)
 resources.add_show(disk, "disks")
-resources.add_set(disk, "disks")
 resources.add_rm(disk, "disks")
 
 
@@ -58,21 +66,34 @@ def _made(session: Session, made: Disk | Plan, message: str) -> None:
 @click.option("--size", "size_bytes", type=SIZE, help="Such as 1G.")
 @click.option("--image", type=Ref("images"), help="With that image's content.")
 @click.option("--storage", type=Ref("storages"), help="Where it lives. [default: default]")
+@click.option("--tier", type=click.Choice(get_args(Tier)), help="Where its data stays. [default: as its storage says]")
+@click.option("--thick", is_flag=True, help="Keep all of its size free for it.")
+@click.option("--qos", type=Ref("qos"), help="What it may take. [default: as its storage says]")
 @labels_option
 @dry_run_option
 @pass_session
-def create(
-    session: Session,
-    name: str,
-    size_bytes: int | None,
-    image: str | None,
-    storage: str | None,
-    labels: dict[str, str],
-    dry_run: bool,
-) -> None:
+def create(session: Session, /, name: str, labels: dict[str, str], dry_run: bool, **wanted: Any) -> None:
     """Make a disk: inn disk create d --size 1G."""
-    wish = request(ask.DiskCreate, name=name, size_bytes=size_bytes, image=image, storage=storage, labels=labels)
+    wish = request(ask.DiskCreate, name=name, labels=labels, **given(**wanted))
     _made(session, session.client.disks.create(wish, dry_run=dry_run), f"disk {name} made")
+
+
+@disk.command("set", cls=InnCommand)
+@click.argument("ref", type=DISK)
+@click.option("--name", help="A new name.")
+@click.option("--storage", type=Ref("storages"), help="Let it live under another one; guests run on.")
+@click.option("--tier", type=click.Choice([*get_args(Tier), "none"]), help="Where its data stays; none: see storage.")
+@click.option("--thick/--thin", default=None, help="Whether all of its size is kept free for it.")
+@click.option("--qos", type=Ref("qos"), help="What it may take; none: as its storage says.")
+@labels_option
+@no_labels_option
+@pass_session
+def change(session: Session, /, ref: str, labels: dict[str, str], no_labels: bool, **wanted: Any) -> None:
+    """Change it, in use or not: inn disk set d --qos gold --tier fast."""
+    cleared = frozenset({"tier", "qos"})
+    wish = resources.changes(ask.DiskSet, labels=labels, no_labels=no_labels, cleared=cleared, **wanted)
+    changed = session.client.disks.set(ref, wish)
+    session.done(changed, f"{changed.name} changed")
 
 
 @disk.command("resize", cls=InnCommand)
@@ -81,7 +102,7 @@ def create(
 @click.option("--shrink", is_flag=True, help="Allow a smaller size: what lies beyond is gone.")
 @pass_session
 def resize(session: Session, ref: str, size_bytes: int, shrink: bool) -> None:
-    """Give it another size."""
+    """Give it another size; a running guest sees a larger one at once."""
     resized = session.client.disks.resize(ref, request(ask.DiskResize, size_bytes=size_bytes, shrink=shrink))
     session.done(resized, f"{resized.name} has {format_size(resized.size_bytes)}")
 

@@ -8,8 +8,7 @@ from innkeeper.cli.lazy import VerbGroup
 from innkeeper.cli.options import InnCommand
 from innkeeper.cli.output import Column
 from innkeeper.cli.session import Session, pass_session
-from innkeeper.harden import doctor as judge
-from innkeeper.harden import facts
+from innkeeper.harden import doctor as judge, facts
 from innkeeper.model.problems import Unavailable
 from innkeeper.model.views import Check
 from innkeeper.system.paths import Paths
@@ -49,6 +48,13 @@ def doctor(session: Session, everything: bool) -> None:
         _print(session, checks, everything=everything)
     if judge.essential(checks):
         raise click.exceptions.Exit(1)
+
+
+@click.command(cls=InnCommand)
+@pass_session
+def metrics(session: Session) -> None:
+    """Everything that is measured, in Prometheus' text format."""
+    click.echo(session.client.host.metrics(), nl=False)
 
 
 def _print(session: Session, checks: list[Check], *, everything: bool) -> None:

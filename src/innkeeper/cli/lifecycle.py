@@ -26,8 +26,7 @@ from innkeeper.cli.options import InnCommand
 from innkeeper.cli.progress import follow
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.fabric.devices import read_identity
-from innkeeper.harden import doctor as judge
-from innkeeper.harden import facts
+from innkeeper.harden import doctor as judge, facts
 from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable, from_dict
 from innkeeper.model.requests import HostStop
 from innkeeper.model.views import Health

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -78,6 +79,23 @@ class Size(click.ParamType[int]):
 
 
 SIZE = Size()
+
+
+class Duration(click.ParamType[float]):
+    """A time such as 90s, 15m, 12h or 3d, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no duration; write for example 90s, 15m, 12h or 3d", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+DURATION = Duration()
 
 
 class Ref(click.ParamType[str]):

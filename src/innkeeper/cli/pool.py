@@ -17,6 +17,7 @@ from innkeeper.cli.session import Session, pass_session
 from innkeeper.model import requests as ask
 from innkeeper.model.resources import Pool, Tier
 from innkeeper.model.sizes import format_size
+from innkeeper.model.views import HotGroup
 
 
 @click.group(cls=VerbGroup, help="Where the fabric keeps disks' data.")
@@ -60,6 +61,52 @@ def scrub(session: Session, ref: str, no_wait: bool) -> None:
     ended = settle(session, session.client.pools.scrub(ref), no_wait=no_wait, done=lambda _task: f"pool {ref} is sound")
     if ended is not None and session.format == "json":
         session.show(ended)
+
+
+@pool.command("curate", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@detach_option
+@pass_session
+def curate(session: Session, ref: str, no_wait: bool) -> None:
+    """Take back dead space, move what is due, pack anew what policies say. Done by itself when there is little else."""
+    task = session.client.pools.curate(ref)
+    ended = settle(session, task, no_wait=no_wait, done=lambda _task: f"pool {ref} is as its policies say")
+    if ended is not None and session.format == "json":
+        session.show(ended)
+
+
+@pool.command("pause", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@pass_session
+def pause(session: Session, ref: str) -> None:
+    """Let background work rest until 'resume', also after a restart; the log is drained all the same."""
+    session.client.pools.pause(ref)
+    session.say(f"background work of pool {ref} rests")
+
+
+@pool.command("resume", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@pass_session
+def resume(session: Session, ref: str) -> None:
+    """Let background work go on."""
+    session.client.pools.resume(ref)
+    session.say(f"background work of pool {ref} goes on")
+
+
+@pool.command("hot", cls=InnCommand)
+@click.argument("ref", type=Ref("pools"))
+@pass_session
+def hot(session: Session, ref: str) -> None:
+    """The groups of blocks that were read most in the last 10 minutes, and whose they are."""
+    disks = resources.names(session, "disks")
+    columns: list[Column[HotGroup]] = [
+        Column("group", lambda one: one.number, right=True),
+        Column("tier", lambda one: one.tier),
+        Column("size", lambda one: format_size(one.size_bytes), right=True),
+        Column("touches", lambda one: "█" * one.touches),
+        Column("disks", lambda one: [disks.get(disk_id, disk_id) for disk_id in one.disk_ids]),
+    ]
+    session.table(columns, session.client.pools.hot(ref))
 
 
 @pool.command("add", cls=InnCommand)

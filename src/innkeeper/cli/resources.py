@@ -54,12 +54,21 @@ def add_set(group: click.Group, noun: str) -> None:
         session.done(changed, f"{changed.name} changed")
 
 
-def changes(kind: type[S], *, labels: dict[str, str], no_labels: bool, **named: Any) -> S:
-    """The request for what was named on the command line; a usage error when that is nothing."""
+def changes(
+    kind: type[S], *, labels: dict[str, str], no_labels: bool, cleared: frozenset[str] = frozenset(), **named: Any
+) -> S:
+    """The request for what was named on the command line; a usage error when that is nothing.
+
+    Of the members in ``cleared`` 0 and ``none`` stand for nothing at all.
+    """
     asked = given(labels={} if no_labels else labels or None, **named)
     if not asked:
         raise click.UsageError("say what to change")
-    return request(kind, **asked)
+    gone = {name for name, value in asked.items() if name in cleared and value in (0, "none")}
+    wish = request(kind, **{name: value for name, value in asked.items() if name not in gone})
+    for name in gone:
+        setattr(wish, name, None)  # named, so that it is sent
+    return wish
 
 
 def add_rm(group: click.Group, noun: str) -> None:

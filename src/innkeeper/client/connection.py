@@ -59,6 +59,25 @@ class Connection:
 
         Raises the ``Problem`` that it answers, or ``Unavailable`` (``daemon.unreachable``, ``daemon.lost``).
         """
+        return self._read(*self._exchange(method, path, body, query, headers, timeout_s))
+
+    def text(self, path: str) -> str:
+        """The text that the daemon answers. Raises as ``send``."""
+        status, content = self._exchange("GET", path, None, None, None, ANSWER_TIMEOUT_S)
+        if status >= 400:
+            self._read(status, content)
+        return content.decode()
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | None,
+        query: dict[str, Any] | None,
+        headers: dict[str, str] | None,
+        timeout_s: float,
+    ) -> tuple[int, bytes]:
+        """(status, content) of an answer."""
         content = body.model_dump_json(exclude_unset=True) if body is not None else None
         sent = {**({"Content-Type": "application/json"} if content is not None else {}), **(headers or {})}
         wanted = {name: _text(value) for name, value in (query or {}).items() if value not in (None, False)}
@@ -84,7 +103,7 @@ class Connection:
                 cause=str(lost) or type(lost).__name__,
                 remedy="run 'inn up', then look whether the work was done",
             ) from lost
-        return self._read(answer.status_code, answer.content)
+        return answer.status_code, answer.content
 
     @staticmethod
     def _read(status: int, content: bytes) -> Any:

@@ -32,6 +32,7 @@ class InnClient:
         self.images = nouns.Images(self._connection)
         self.disks = nouns.Disks(self._connection)
         self.storages = nouns.Storages(self._connection)
+        self.qos = nouns.QosPolicies(self._connection)
         self.pools = nouns.Pools(self._connection)
         self.switches = nouns.Switches(self._connection)
         self.nics = nouns.Nics(self._connection)

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from innkeeper.client.base import Noun, understand
 from innkeeper.client.connection import ANSWER_TIMEOUT_S, Connection, segment
-from innkeeper.model import requests as ask
-from innkeeper.model import resources as res
-from innkeeper.model import views
+from innkeeper.model import requests as ask, resources as res, views
 
 
 class Vms(Noun[res.Vm, views.VmDetail]):
@@ -114,7 +112,7 @@ class Disks(Noun[res.Disk, views.DiskDetail]):
     def create(self, request: ask.DiskCreate, *, dry_run: bool = False) -> res.Disk | views.Plan:
         return self._new(self.path, request, dry_run=dry_run)
 
-    def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> res.Disk:
+    def set(self, ref: str, request: ask.DiskSet, *, revision: int | None = None) -> res.Disk:
         return self._set(ref, request, revision)
 
     def rm(self, ref: str) -> res.Disk:
@@ -163,6 +161,21 @@ class Storages(Noun[res.Storage, views.StorageDetail]):
         return self._call(res.Storage, "DELETE", self._at(ref))
 
 
+class QosPolicies(Noun[res.Qos, views.QosDetail]):
+    """What disks may take of the pool, and what they are sure of."""
+
+    path, kind, detail = "/v1/qos", res.Qos, views.QosDetail
+
+    def create(self, request: ask.QosCreate, *, dry_run: bool = False) -> res.Qos | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.QosSet, *, revision: int | None = None) -> res.Qos:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Qos:
+        return self._call(res.Qos, "DELETE", self._at(ref))
+
+
 class Pools(Noun[res.Pool, views.PoolDetail]):
     """Where the fabric keeps disks' data."""
 
@@ -173,6 +186,18 @@ class Pools(Noun[res.Pool, views.PoolDetail]):
 
     def scrub(self, ref: str) -> res.Task:
         return self._call(res.Task, "POST", f"{self._at(ref)}/scrub")
+
+    def curate(self, ref: str) -> res.Task:
+        return self._call(res.Task, "POST", f"{self._at(ref)}/curate")
+
+    def pause(self, ref: str) -> views.CuratorFacts:
+        return self._call(views.CuratorFacts, "POST", f"{self._at(ref)}/pause")
+
+    def resume(self, ref: str) -> views.CuratorFacts:
+        return self._call(views.CuratorFacts, "POST", f"{self._at(ref)}/resume")
+
+    def hot(self, ref: str) -> list[views.HotGroup]:
+        return [understand(views.HotGroup, found) for found in self._connection.send("GET", f"{self._at(ref)}/hot")]
 
     def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
         return self._call(views.PoolDevice, "POST", f"{self._at(ref)}/devices", body=request)
@@ -288,6 +313,9 @@ class Host:
 
     def doctor(self) -> list[views.Check]:
         return [understand(views.Check, found) for found in self._connection.send("GET", "/v1/host/doctor")]
+
+    def metrics(self) -> str:
+        return self._connection.text("/metrics")
 
     def stop(self, request: ask.HostStop) -> res.Task:
         return understand(res.Task, self._connection.send("POST", "/v1/host/stop", body=request))

@@ -21,8 +21,7 @@ from innkeeper.compute.adoption import HeldProcess, ProcessIdentity
 from innkeeper.compute.inputs import DISK_PORTS, NIC_PORTS, DiskInput, MachineInputs, NbdExport, NicInput, free_port
 from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import Layout, MemoryImage
-from innkeeper.compute.supervision import GuestChange as GuestChange
-from innkeeper.compute.supervision import OnChange, SupervisedGuest
+from innkeeper.compute.supervision import GuestChange as GuestChange, OnChange, SupervisedGuest
 from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable
 from innkeeper.model.resources import VmState
 

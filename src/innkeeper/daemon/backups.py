@@ -15,8 +15,7 @@ from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
 from innkeeper.daemon.tpm import restore_tpm, tpm_at_rest
 from innkeeper.daemon.vms import Vms
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Invalid, NotFound, Problem
 from innkeeper.model.resources import (
     Backup,

@@ -13,8 +13,7 @@ from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.tpm import keep_tpm, put_tpm_back
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, NotFound, Unavailable
 from innkeeper.model.resources import (
     Checkpoint,

@@ -7,15 +7,15 @@ import os
 from typing import Protocol
 
 from innkeeper.daemon.allocate import free_name
+from innkeeper.daemon.disk_facts import activity_of, place_of, settings_of
 from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.husks import drop_husks_of_disk
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
 from innkeeper.daemon.temporary import snapshot_of
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
-from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Vm, new_id
+from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Qos, Vm, new_id
 from innkeeper.model.sizes import format_size
 
 BLOCK_BYTES = 64 * 1024
@@ -57,11 +57,12 @@ class Disks:
         if disk.ready:
             return disk
         if snapshot_id is None:
-            await fabric.disk_create(disk.id, disk.size_bytes, disk.storage_id)
+            await fabric.disk_create(disk.id, disk.size_bytes, disk.storage_id, **settings_of(disk))
         else:
             await fabric.disk_clone(disk.id, snapshot_id)
             if (await fabric.disk_show(disk.id))["size_bytes"] != disk.size_bytes:
                 await fabric.disk_resize(disk.id, disk.size_bytes)
+            await fabric.disk_set(disk.id, storage_id=disk.storage_id, **settings_of(disk))
         return store.update(store.get(Disk, disk.id).model_copy(update={"ready": True}))
 
     async def unmake(self, disk_id: str) -> None:
@@ -129,7 +130,9 @@ class Disks:
         snapshot_id, size_bytes = None, request.size_bytes or 0
         if request.image is not None:
             snapshot_id, size_bytes = self.of_image(self._rooms.store.get(Image, request.image), request.size_bytes)
-        disk = self.blank(request.name, size_bytes, request.storage, labels=request.labels)
+        qos_id = self._rooms.store.get(Qos, request.qos).id if request.qos is not None else None
+        own = {"tier": request.tier, "thick": request.thick, "qos_id": qos_id}
+        disk = self.blank(request.name, size_bytes, request.storage, labels=request.labels, **own)
         if dry_run:
             origin = f"a clone of image {request.image}" if request.image else "empty"
             return views.Plan(
@@ -149,15 +152,38 @@ class Disks:
         return self._rooms.store.ls(Disk)
 
     async def show(self, ref: str) -> views.DiskDetail:
-        disk = self._rooms.store.get(Disk, ref)
+        disk, fabric = self._rooms.store.get(Disk, ref), self._rooms.fabric
+        own = {name: getattr(disk, name) for name in Disk.model_fields}
         try:
-            figures = views.Figures(**await self._rooms.fabric.figures(disk_id=disk.id))
+            figures = views.Figures(**await fabric.figures(disk_id=disk.id))
+            places = [place_of(facts) for facts in await fabric.places(disk.id)]
+            promised = (await fabric.disk_show(disk.id))["promised_bytes"]
         except NotFound:  # it is being made
-            figures = None
-        return views.DiskDetail(**{name: getattr(disk, name) for name in Disk.model_fields}, figures=figures)
+            return views.DiskDetail(**own)
+        meter = (await fabric.metrics())["meters"].get(disk.id)
+        activity = activity_of(meter) if meter is not None else None
+        return views.DiskDetail(**own, figures=figures, places=places, promised_bytes=promised, activity=activity)
 
-    async def set(self, ref: str, request: ask.ResourceSet, *, revision: int | None = None) -> Disk:
-        return self._rooms.apply_set(self._rooms.store.get(Disk, ref), request, revision)
+    async def set(self, ref: str, request: ask.DiskSet, *, revision: int | None = None) -> Disk:
+        """Raises ``Conflict`` (``state.stale``), ``NotFound``, ``NoSpace`` (``pool.promised``)."""
+        disk = self._rooms.store.get(Disk, ref)
+        wanted = request.model_dump(exclude_unset=True)
+        changes = {name: wanted[name] for name in ("name", "labels", "thick") if wanted.get(name) is not None}
+        if wanted.get("storage") is not None:
+            changes["storage_id"] = self._storages.resolve(wanted["storage"]).id
+        if "tier" in wanted:
+            changes["tier"] = wanted["tier"]
+        if "qos" in wanted:
+            changes["qos_id"] = self._rooms.store.get(Qos, wanted["qos"]).id if wanted["qos"] is not None else None
+        after = disk.model_copy(update=changes)
+        if (after.storage_id, settings_of(after)) == (disk.storage_id, settings_of(disk)):
+            return self._rooms.change(disk, revision, **changes)
+        await self._rooms.fabric.disk_set(disk.id, storage_id=after.storage_id, **settings_of(after))
+        try:
+            return self._rooms.change(disk, revision, **changes)
+        except Problem:
+            await self._rooms.fabric.disk_set(disk.id, storage_id=disk.storage_id, **settings_of(disk))
+            raise
 
     async def rm(self, ref: str) -> Disk:
         """Raises ``Conflict`` (``disk.attached``, ``disk.is_image``, ``disk.has_checkpoints``)."""

@@ -11,22 +11,24 @@ from datetime import datetime
 import innkeeper
 from innkeeper.daemon.pools import Pools
 from innkeeper.daemon.power import Power
+from innkeeper.daemon.qos import QosPolicies
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
 from innkeeper.harden import doctor, facts
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Problem
-from innkeeper.model.resources import Switch, Task, Vm, now
+from innkeeper.model.resources import Disk, Qos, Switch, Task, Vm, now
+from innkeeper.observe.exposition import exposition
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
 
 class Host:
     """The ``host`` noun."""
 
-    def __init__(self, rooms: Rooms, power: Power, switches: Switches, pools: Pools) -> None:
+    def __init__(self, rooms: Rooms, power: Power, switches: Switches, pools: Pools, qos: QosPolicies) -> None:
         self._rooms = rooms
         self._pools = pools
+        self._qos = qos
         self._power = power
         self._switches = switches
         self._started_at: datetime = now()
@@ -79,6 +81,12 @@ class Host:
             fabric=answers,
         )
 
+    async def metrics(self) -> str:
+        """Everything that is measured, in Prometheus' text format. Raises ``Unavailable`` (``fabric.unreachable``)."""
+        disks = {disk.id: disk.name for disk in self._rooms.store.ls(Disk)}
+        policies = {qos.id: qos.name for qos in self._rooms.store.ls(Qos)}
+        return exposition(await self._rooms.fabric.metrics(), disks, policies)
+
     async def doctor(self) -> list[views.Check]:
         switches = self._rooms.store.ls(Switch)
         forwards = [forward for switch in switches for forward in switch.forwards]
@@ -89,6 +97,7 @@ class Host:
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
             gateways=self._switches.gateways(),
             pool_problem=await self._pools.problem(),
+            qos_alarms=tuple(await self._qos.alarms()),
             foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),
         )
         return doctor.examine(gathered)

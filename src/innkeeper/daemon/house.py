@@ -20,6 +20,7 @@ from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.nvram import Nvram
 from innkeeper.daemon.pools import Pools
 from innkeeper.daemon.power import Power
+from innkeeper.daemon.qos import QosPolicies
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories
 from innkeeper.daemon.rooms import Rooms
@@ -44,6 +45,7 @@ class House:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self.pools = Pools(rooms)
+        self.qos = QosPolicies(rooms)
         self.storages = Storages(rooms)
         self.exports = Exports(rooms)
         self.disks = Disks(rooms, self.storages, self.exports)
@@ -69,13 +71,14 @@ class House:
         )
         Scrubbing(rooms, self.repositories)
         self.tasks = Tasks(rooms)
-        self.host = Host(rooms, self.power, self.switches, self.pools)
+        self.host = Host(rooms, self.power, self.switches, self.pools, self.qos)
         self.disks.serve(self.power)
         self.nics.serve(self.power)
 
     async def settle(self) -> None:
         """Bring what is desired and what is there together after a start: adopt, repair, finish, tidy."""
         await self.pools.settle()
+        await self.qos.settle()
         await self.storages.settle()
         await self.switches.ensure_all()
         await self.power.adopt_all()

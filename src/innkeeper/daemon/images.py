@@ -14,8 +14,7 @@ from innkeeper.daemon.copying import fill_disk
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.storages import Storages
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, NotFound
 from innkeeper.model.resources import Disk, Image, Task, Vm, new_id
 from innkeeper.model.sizes import format_size

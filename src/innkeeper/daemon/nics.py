@@ -10,8 +10,7 @@ from innkeeper.daemon.allocate import check_mac_free, free_mac, free_number
 from innkeeper.daemon.ports import switch_policy
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Invalid, Problem
 from innkeeper.model.resources import Guards, Nic, Switch, Vm
 from innkeeper.network import addresses

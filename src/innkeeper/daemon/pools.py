@@ -8,8 +8,7 @@ from typing import Any
 
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.cache import check_limit
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
 from innkeeper.model.resources import Pool, Task, new_id
 from innkeeper.model.sizes import format_size
@@ -26,6 +25,10 @@ _PATIENCE_S = 20.0
 
 def _device(facts: dict[str, Any]) -> views.PoolDevice:
     return views.PoolDevice(**{**facts, "id": facts["id"] or HOME})
+
+
+def _curator(facts: dict[str, Any]) -> views.CuratorFacts:
+    return views.CuratorFacts(**facts)
 
 
 def _problem(facts: dict[str, Any]) -> str | None:
@@ -46,6 +49,13 @@ class Pools:
         rooms.engine.register(
             TaskKind("pool.device_drain", [Step("move what it holds", self._drain, self._keep)], after_crash="resume")
         )
+        rooms.engine.register(
+            TaskKind(
+                "pool.curate",
+                [Step("sweep and move", self._sweep), Step("pack anew", self._recode, weight=4)],
+                after_crash="resume",
+            )
+        )
 
     async def settle(self) -> None:
         """Give the fabric what is desired of the pool that the inn is founded with."""
@@ -63,12 +73,14 @@ class Pools:
         pool = self._rooms.store.get(Pool, ref)
         facts = await self._rooms.fabric.pool_show()
         own = {name: getattr(pool, name) for name in Pool.model_fields}
-        seen = {name: facts[name] for name in views.PoolDetail.model_fields if name in facts and name not in own}
+        told = {name for name in views.PoolDetail.model_fields if name in facts and name not in own}
+        seen = {name: facts[name] for name in told - {"curator"}}
         return views.PoolDetail(
             **own,
             **seen,
             figures=views.Figures(**await self._rooms.fabric.figures()),
             devices=[_device(found) for found in await self._rooms.fabric.device_ls()],
+            curator=_curator(facts["curator"]),
             problem=_problem(facts),
         )
 
@@ -97,6 +109,50 @@ class Pools:
     async def scrub(self, ref: str) -> Task:
         pool = self._rooms.store.get(Pool, ref)
         return self._rooms.engine.start("pool.scrub", {}, target_kind="pool", target_id=pool.id, target_name=pool.name)
+
+    # --- the curator ---
+
+    async def curate(self, ref: str) -> Task:
+        """Sweep, move and pack anew what is due, now."""
+        pool = self._rooms.store.get(Pool, ref)
+        return self._rooms.engine.start("pool.curate", {}, target_kind="pool", target_id=pool.id, target_name=pool.name)
+
+    async def pause(self, ref: str) -> views.CuratorFacts:
+        """Let background work rest until ``resume``; the log is drained all the same."""
+        self._rooms.store.get(Pool, ref)
+        return _curator(await self._rooms.fabric.curator_pause(True))
+
+    async def resume(self, ref: str) -> views.CuratorFacts:
+        self._rooms.store.get(Pool, ref)
+        return _curator(await self._rooms.fabric.curator_pause(False))
+
+    async def hot(self, ref: str) -> list[views.HotGroup]:
+        """The groups that were read most in the last 10 minutes."""
+        self._rooms.store.get(Pool, ref)
+        return [
+            views.HotGroup(
+                number=facts["number"],
+                device=facts["device"] or HOME,
+                tier=facts["tier"],
+                size_bytes=facts["size_bytes"],
+                touches=facts["touches"],
+                disk_ids=facts["disks"],
+            )
+            for facts in await self._rooms.fabric.hot()
+        ]
+
+    async def _sweep(self, run: Run) -> None:
+        run.result.update(await self._rooms.fabric.sweep())
+        run.result.update(await self._rooms.fabric.tier())
+
+    async def _recode(self, run: Run) -> None:
+        facts = await self._rooms.fabric.curate_plan()
+        whole, before = max(1, facts["left_bytes"]), facts["groups_recoded"]
+        while facts["left_groups"]:
+            left = facts["left_bytes"]
+            run.progress(1 - left / whole, f"{format_size(left)} in {facts['left_groups']} groups left")
+            facts = await self._rooms.fabric.curate_next()
+        run.result["groups_recoded"] = facts["groups_recoded"] - before
 
     # --- devices ---
 

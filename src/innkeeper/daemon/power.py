@@ -22,8 +22,7 @@ from innkeeper.daemon.machines import Machines
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.strays import fence_strays
 from innkeeper.daemon.switches import Switches
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, NoSpace, NotFound, Problem, Unavailable
 from innkeeper.model.resources import Disk, DiskLink, Nic, Switch, Task, Vm, VmState, now
 from innkeeper.tasks.engine import Run, Step, TaskKind

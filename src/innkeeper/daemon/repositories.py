@@ -9,8 +9,7 @@ from typing import Any
 
 from innkeeper.daemon.husks import drop_husks
 from innkeeper.daemon.rooms import Rooms
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict
 from innkeeper.model.resources import Backup, Repository, Task, Vm, now
 from innkeeper.protect import prune, retention

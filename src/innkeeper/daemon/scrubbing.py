@@ -15,8 +15,7 @@ from innkeeper.model.problems import Corrupt, Problem
 from innkeeper.model.resources import Disk, Image, Repository
 from innkeeper.model.sizes import format_size
 from innkeeper.protect.index import names_array
-from innkeeper.protect.repository import EntryReader
-from innkeeper.protect.repository import Repository as OpenRepository
+from innkeeper.protect.repository import EntryReader, Repository as OpenRepository
 from innkeeper.protect.sealing import Kind
 from innkeeper.tasks.engine import Run, Step, TaskKind
 

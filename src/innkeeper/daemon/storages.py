@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import Any
 
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.policy import Policy
-from innkeeper.model import requests as ask
-from innkeeper.model import views
-from innkeeper.model.problems import Conflict
-from innkeeper.model.resources import Disk, Storage
+from innkeeper.model import requests as ask, views
+from innkeeper.model.problems import Conflict, Problem
+from innkeeper.model.resources import Disk, Qos, Storage
+from innkeeper.model.sizes import format_size
 
 DEFAULT_STORAGE = "default"
 
 
+_POLICY = tuple(field.name for field in fields(Policy))
+_NONE: dict[str, Any] = {"cold_level": 0, "quota_bytes": 0, "reservation_bytes": 0, "tier": "", "qos_id": ""}
+"""What the fabric says for none."""
+
+
 def _policy(storage: Storage) -> Policy:
-    return Policy(storage.compression, storage.level, storage.dedup)
+    wanted: dict[str, Any] = {name: getattr(storage, name) for name in _POLICY}
+    return Policy(**{name: _NONE[name] if value is None else value for name, value in wanted.items()})
+
+
+def _fields(policy: Policy) -> dict[str, Any]:
+    """What a storage's document says of a policy."""
+    return {name: None if name in _NONE and value == _NONE[name] else value for name, value in asdict(policy).items()}
+
+
+def _steps(policy: Policy) -> list[str]:
+    """What a policy amounts to, for people."""
+    level = f" level {policy.level}" if policy.level else ""
+    steps = [f"compression {policy.compression}{level}, dedup {'on' if policy.dedup else 'off'}"]
+    if policy.cold_level:
+        steps.append(f"data not read for {policy.cold_after_s:.0f} s packed with zstd level {policy.cold_level}")
+    if policy.quota_bytes:
+        steps.append(f"at most {format_size(policy.quota_bytes)} of data")
+    if policy.reservation_bytes:
+        steps.append(f"{format_size(policy.reservation_bytes)} kept free for its disks")
+    if policy.tier:
+        steps.append(f"data stays on {policy.tier} devices")
+    return steps
 
 
 class Storages:
@@ -43,16 +70,13 @@ class Storages:
         return self._rooms.store.get(Storage, ref or DEFAULT_STORAGE)
 
     async def create(self, request: ask.StorageCreate, *, dry_run: bool = False) -> Storage | views.Plan:
-        """Raises ``Conflict`` (``storage.name_taken``), ``Invalid`` (``storage.level``)."""
+        """Raises ``Conflict`` (``storage.name_taken``), ``Invalid`` (``storage.level``, ``storage.quota``), ``NoSpace``
+        (``pool.promised``)."""
         self._rooms.check_name_free(Storage, request.name)
-        policy = Policy().changed(compression=request.compression, level=request.level, dedup=request.dedup)
+        policy = Policy().changed(**self._wanted(request.model_dump(exclude={"name", "labels"}, exclude_unset=True)))
         if dry_run:
-            level = f" level {policy.level}" if policy.level else ""
-            return views.Plan(
-                summary=f"create storage {request.name}",
-                steps=[f"compression {policy.compression}{level}, dedup {'on' if policy.dedup else 'off'}"],
-            )
-        storage = Storage(name=request.name, labels=request.labels, **asdict(policy))
+            return views.Plan(summary=f"create storage {request.name}", steps=_steps(policy))
+        storage = Storage(name=request.name, labels=request.labels, **_fields(policy))
         await self._make(storage)
         return self._rooms.store.create(storage)
 
@@ -67,17 +91,29 @@ class Storages:
         return views.StorageDetail(**own, disks=facts["disks"], logical_bytes=facts["logical_bytes"], figures=figures)
 
     async def set(self, ref: str, request: ask.StorageSet, *, revision: int | None = None) -> Storage:
-        """Raises ``Conflict`` (``storage.default``, ``state.stale``), ``Invalid`` (``storage.level``)."""
+        """Raises ``Conflict`` (``storage.default``, ``state.stale``), ``Invalid`` (``storage.level``,
+        ``storage.quota``), ``NoSpace`` (``pool.promised``)."""
         storage = self._rooms.store.get(Storage, ref)
         if storage.name == DEFAULT_STORAGE and request.name not in (None, DEFAULT_STORAGE):
             raise Conflict("storage.default", "the default storage keeps its name", remedy="create another storage")
         wanted = request.model_dump(exclude_unset=True)
-        policy = _policy(storage).changed(**{name: wanted.pop(name, None) for name in asdict(_policy(storage))})
-        kept = {name: value for name, value in wanted.items() if value is not None}
-        changed = self._rooms.change(storage, revision, **kept, **asdict(policy))
+        kept = {name: wanted.pop(name) for name in ("name", "labels") if name in wanted}
+        kept = {name: value for name, value in kept.items() if value is not None}
+        policy = _policy(storage).changed(**self._wanted(wanted))
         if policy != _policy(storage):
             await self._rooms.fabric.storage_set(storage.id, **asdict(policy))
-        return changed
+        try:
+            return self._rooms.change(storage, revision, **kept, **_fields(policy))
+        except Problem:
+            await self._rooms.fabric.storage_set(storage.id, **asdict(_policy(storage)))
+            raise
+
+    def _wanted(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for as the fabric says it; None where nothing changes."""
+        if "qos" in asked:
+            ref = asked.pop("qos")
+            asked["qos_id"] = self._rooms.store.get(Qos, ref).id if ref is not None else None
+        return {name: _NONE.get(name) if value is None else value for name, value in asked.items()}
 
     async def rm(self, ref: str) -> Storage:
         """Raises ``Conflict`` (``storage.default``, ``storage.in_use``)."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from innkeeper.daemon.allocate import free_number
 from innkeeper.daemon.ports import port_policies, switch_policy
 from innkeeper.daemon.rooms import Rooms
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
 from innkeeper.model.resources import Condition, Nic, PortForward, Switch, SwitchKind, Vm
 from innkeeper.network import addresses, foreign

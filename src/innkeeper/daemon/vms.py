@@ -17,8 +17,7 @@ from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.tpm import put_tpm_back, restore_tpm, tpm_at_rest
-from innkeeper.model import requests as ask
-from innkeeper.model import views
+from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, Refused
 from innkeeper.model.resources import (
     Checkpoint,

@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from innkeeper.fabric.groups import Note
 from innkeeper.fabric.layers import Layer
-from innkeeper.fabric.layout import EMPTY_ROOT, Root
+from innkeeper.fabric.layout import EMPTY_ROOT, HOLE, PAGE, Root
 from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
-from innkeeper.fabric.policy import Policy
+from innkeeper.fabric.policy import DiskSettings, Policy
+from innkeeper.fabric.qos import QosPolicy
 from innkeeper.model.problems import Conflict, NotFound
 
 T = TypeVar("T")
@@ -47,6 +48,15 @@ class Disk:
     epoch: int = 0
     lost: int = 0
     origin: str = ""
+    settings: DiskSettings = field(default_factory=DiskSettings)
+    credit_bytes: int = 0
+    """What it may still write before it has to ask for more (``space``)."""
+
+    @property
+    def undrained_bytes(self) -> int:
+        """What of its own writes waits in the log, overwritten ones left out."""
+        number = self.number
+        return PAGE * sum(len(layer.pages) for layer in self.open.view.layers if layer.number == number)
 
 
 @dataclass(slots=True)
@@ -94,6 +104,9 @@ class Catalog:
         """All layers that are not drained, the oldest first: sealed ones and every disk's open one."""
         self.attachments: dict[str, Attachment] = {}
         self.holds: dict[str, str] = {}
+        self.qos: dict[str, QosPolicy] = {}
+        self.counts: dict[int, int] = {HOLE: 0}
+        """Data bytes below roots, by their entries."""
         self.next_layer = 1
         self.next_disk = 1
 
@@ -128,6 +141,7 @@ class Catalog:
                 disk_row.epoch,
                 disk_row.lost,
                 disk_row.origin,
+                DiskSettings.from_json(disk_row.settings),
             )
             self.add_disk(disk)
         for snap in meta.snapshots():
@@ -144,6 +158,8 @@ class Catalog:
         for row in meta.rows("SELECT id, disk_id, snapshot_id, role, uid, epoch FROM attachments"):
             self.attachments[row[0]] = Attachment(*row)
         self.holds = dict(meta.rows("SELECT id, snapshot_id FROM holds"))
+        self.qos = {row[0]: QosPolicy.from_json(row[1]) for row in meta.rows("SELECT id, policy FROM qos")}
+        self.counts |= meta.counts()
         self.next_layer = int(meta.get("next_layer", 1))
         self.next_disk = int(meta.get("next_disk", 1))
 
@@ -178,6 +194,23 @@ class Catalog:
         """The policy that a layer is drained under; the default one where its disk is gone."""
         disk = self.by_number.get(layer.number)
         return self.storages[disk.storage_id].policy if disk else Policy()
+
+    def tier_of(self, disk: Disk) -> str:
+        """Where the disk's data is to stay; "" for wherever heat puts it."""
+        return disk.settings.tier or self.storages[disk.storage_id].policy.tier
+
+    def tier_of_layer(self, layer: Layer) -> str:
+        """The tier that a layer is drained to."""
+        disk = self.by_number.get(layer.number)
+        return self.tier_of(disk) if disk else ""
+
+    def qos_of(self, disk: Disk) -> str:
+        """The id of the QoS policy that the disk is under; "" for none."""
+        return disk.settings.qos_id or self.storages[disk.storage_id].policy.qos_id
+
+    def data_bytes(self, disk: Disk) -> int:
+        """What of the disk is no hole, as far as it is drained."""
+        return self.counts.get(disk.open.view.root.entry, 0)
 
     def refuse_in_use(self, what: str, *, disk_id: str | None = None, snapshot_id: str | None = None) -> None:
         """Raises ``Conflict`` (``<what>.attached``, ``snapshot.held``) while something uses it."""
@@ -252,6 +285,7 @@ class Catalog:
             disk.epoch,
             disk.lost,
             disk.origin,
+            disk.settings.to_json(),
         )
 
     def snapshot_row(self, snapshot: Snapshot) -> SnapshotRow:
@@ -301,6 +335,9 @@ class Catalog:
         for layer in self.layers:
             if layer.id and layer.seal_seq is not None:
                 change.put_layer(self.layer_row(layer))
+        entries = {root.entry for root in self.roots()}
+        self.counts = {entry: count for entry, count in self.counts.items() if entry in entries or entry == HOLE}
+        change.put_counts(self.counts)
 
     def notes(self, sequence: int) -> list[Note]:
         """The roots of all disks and snapshots, for the groups' index frames."""

@@ -143,6 +143,30 @@ class FabricClient:
         """What a disk, the disks of a storage, or all disks hold and take; see ``fabric.figures``."""
         return dict(await self._call("figures", disk_id=disk_id, storage_id=storage_id))
 
+    async def places(self, disk_id: str) -> list[dict[str, Any]]:
+        """How much of what a disk reaches is on each device."""
+        return list(await self._call("places", disk_id=disk_id))
+
+    async def hot(self) -> list[dict[str, Any]]:
+        """The groups that were read most of late, with the disks that reach them."""
+        return list(await self._call("hot"))
+
+    async def metrics(self) -> dict[str, Any]:
+        """What the stages, the disks' clients and the QoS policies have done since the fabric started."""
+        return dict(await self._call("metrics"))
+
+    async def curate_plan(self) -> dict[str, Any]:
+        """Begin a pass of the curator; what is left to be packed anew."""
+        return dict(await self._call("curate_plan"))
+
+    async def curate_next(self) -> dict[str, Any]:
+        """Pack the next group anew; what is left."""
+        return dict(await self._call("curate_next"))
+
+    async def curator_pause(self, paused: bool) -> dict[str, Any]:
+        """Let background work rest, or go on."""
+        return dict(await self._call("curator_pause", paused=paused))
+
     async def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:
         """Bound the content cache; None: the fabric's own choice."""
         return dict(await self._call("cache_resize", limit_bytes=limit_bytes))
@@ -182,7 +206,7 @@ class FabricClient:
     # --- storages ---
 
     async def storage_create(self, storage_id: str, **policy: Any) -> dict[str, Any]:
-        """``policy``: ``compression``, ``level``, ``dedup``; what is left out is as in ``fabric.policy.Policy()``."""
+        """``policy``: what is left out is as in ``fabric.policy.Policy()``."""
         return dict(await self._call("storage_create", storage_id=storage_id, **policy))
 
     async def storage_set(self, storage_id: str, **policy: Any) -> dict[str, Any]:
@@ -192,13 +216,30 @@ class FabricClient:
     async def storage_ls(self) -> list[dict[str, Any]]:
         return list(await self._call("storage_ls"))
 
+    async def qos_set(self, qos_id: str, **policy: Any) -> dict[str, Any]:
+        """Make or change a QoS policy; ``policy`` as ``fabric.qos.QosPolicy``."""
+        return dict(await self._call("qos_set", qos_id=qos_id, **policy))
+
+    async def qos_ls(self) -> list[dict[str, Any]]:
+        return list(await self._call("qos_ls"))
+
+    async def qos_rm(self, qos_id: str) -> None:
+        await self._call("qos_rm", qos_id=qos_id)
+
     async def storage_rm(self, storage_id: str) -> None:
         await self._call("storage_rm", storage_id=storage_id)
 
     # --- disks ---
 
-    async def disk_create(self, disk_id: str, size_bytes: int, storage_id: str) -> dict[str, Any]:
-        return dict(await self._call("disk_create", disk_id=disk_id, size_bytes=size_bytes, storage_id=storage_id))
+    async def disk_create(self, disk_id: str, size_bytes: int, storage_id: str, **settings: Any) -> dict[str, Any]:
+        """``settings``: as ``fabric.policy.DiskSettings``."""
+        return dict(
+            await self._call("disk_create", disk_id=disk_id, size_bytes=size_bytes, storage_id=storage_id, **settings)
+        )
+
+    async def disk_set(self, disk_id: str, **changes: Any) -> dict[str, Any]:
+        """Change the storage and the settings of a disk, in use or not."""
+        return dict(await self._call("disk_set", disk_id=disk_id, **changes))
 
     async def disk_show(self, disk_id: str) -> dict[str, Any]:
         return dict(await self._call("disk_show", disk_id=disk_id))

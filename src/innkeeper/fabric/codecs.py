@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import lz4.block
 
-from innkeeper.fabric.layout import CODEC_LZ4, CODEC_RAW, CODEC_ZSTD
+from innkeeper.fabric.layout import BLOCK, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD
 from innkeeper.system.zstd import zstd
 
 MAX_LEVEL = 19
 """Zstandard's strongest level that needs no more memory than the block itself; 64 KiB take it some 14 ms."""
 DEFAULT_LEVEL = 3
+WORTH_COMPRESSING = BLOCK * 7 // 8
+"""Blocks that get no smaller than this are kept as they are."""
 
 
 class Undecodable(Exception):

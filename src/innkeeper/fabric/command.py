@@ -21,8 +21,7 @@ from innkeeper.fabric.keeper import listen
 from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.rebuild import rebuild_if_lost
-from innkeeper.fabric.service import serve as serve_pool
-from innkeeper.fabric.service import serve_export
+from innkeeper.fabric.service import serve as serve_pool, serve_export
 from innkeeper.model.problems import Conflict, Invalid, NotFound
 from innkeeper.model.resources import new_id
 from innkeeper.model.sizes import format_size, parse_size

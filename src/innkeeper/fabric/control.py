@@ -1,4 +1,4 @@
-"""Control operations on storages, disks, snapshots, attachments and holds.
+"""Control operations on disks, snapshots, attachments and holds.
 
 All are for worker threads, are durable when they return, and have the same effect when repeated with the same ids.
 Raises throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.transaction`` and ``OpLog.append`` raise.
@@ -6,81 +6,34 @@ Raises throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.tran
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from innkeeper.fabric.catalog import READER, WRITER, Attachment, Disk, Snapshot, Storage
-from innkeeper.fabric.core import PoolCore
+from innkeeper.fabric.catalog import READER, WRITER, Attachment, Disk, Snapshot
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root, crc32c
 from innkeeper.fabric.logformat import DATA, RESIZE, SNAP, Record
 from innkeeper.fabric.oplog import Staged
-from innkeeper.fabric.policy import Policy
+from innkeeper.fabric.policies import PoolPolicies, check_id
+from innkeeper.fabric.policy import DiskSettings
 from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import Conflict, Failed, Invalid
 
 
-class PoolControl(PoolCore):
+class PoolControl(PoolPolicies):
     """The pool's control operations; ids are UUIDs as strings, chosen by the caller."""
 
     sweep_wanted = False
     """Something was removed since the last sweep."""
 
-    # -- storages --------------------------------------------------------------------------------------------------
-
-    def storage_create(self, storage_id: str, **policy: Any) -> dict[str, Any]:
-        """Make a storage; what ``policy`` leaves out is as in ``Policy()``."""
-        _check_id("storage", storage_id)
-        wanted = Storage(storage_id, Policy().changed(**policy))
-        with self.catalog.admin:
-            known = self.catalog.storages.get(storage_id)
-            if known is not None and known != wanted:
-                raise Conflict("storage.exists", f"storage {storage_id} exists with another policy")
-            if known is None:
-                self._check_writable()
-                with self.catalog.meta.transaction() as change:
-                    change.put_storage(storage_id, wanted.policy.to_json())
-                self.catalog.storages[storage_id] = wanted
-            return self._storage_facts(wanted)
-
-    def storage_set(self, storage_id: str, **policy: Any) -> dict[str, Any]:
-        """Change a storage's policy: what is drained from now on follows it, what is stored stays as it is."""
-        with self.catalog.admin:
-            storage = self.catalog.storage(storage_id)
-            wanted = storage.policy.changed(**policy)
-            if wanted != storage.policy:
-                self._check_writable()
-                with self.catalog.meta.transaction() as change:
-                    change.put_storage(storage_id, wanted.to_json())
-                storage.policy = wanted
-            return self._storage_facts(storage)
-
-    def storage_ls(self) -> list[dict[str, Any]]:
-        with self.catalog.admin:
-            return [self._storage_facts(each) for each in self.catalog.storages.values()]
-
-    def storage_rm(self, storage_id: str) -> None:
-        """Remove a storage without disks; one that is not there is no error."""
-        with self.catalog.admin:
-            if storage_id not in self.catalog.storages:
-                return
-            used = {disk.storage_id for disk in self.catalog.disks.values()}
-            used.update(snapshot.storage_id for snapshot in self.catalog.snapshots.values())
-            if storage_id in used:
-                raise Conflict(
-                    "storage.in_use", f"storage {storage_id} has disks or snapshots", remedy="remove them first"
-                )
-            self._check_writable()
-            with self.catalog.meta.transaction() as change:
-                change.run("DELETE FROM storages WHERE id=?", (storage_id,))
-            del self.catalog.storages[storage_id]
-
     # -- disks -----------------------------------------------------------------------------------------------------
 
-    def disk_create(self, disk_id: str, size_bytes: int, storage_id: str) -> dict[str, Any]:
-        """Make an empty disk; the size is any multiple of 512 up to 64 TiB."""
-        _check_id("disk", disk_id)
+    def disk_create(self, disk_id: str, size_bytes: int, storage_id: str, **settings: Any) -> dict[str, Any]:
+        """Make an empty disk; the size is any multiple of 512 up to 64 TiB. ``settings``: as ``DiskSettings``.
+
+        Raises ``NoSpace`` (``pool.promised``) where a thick disk has no room.
+        """
+        check_id("disk", disk_id)
         _check_size(size_bytes)
         with self.catalog.admin:
             known = self.catalog.disks.get(disk_id)
@@ -90,11 +43,19 @@ class PoolControl(PoolCore):
                     raise Conflict("disk.exists", detail, remedy="give the new disk another id")
                 return self._disk_facts(known)
             storage = self.catalog.storage(storage_id)
-            return self._add_disk(disk_id, storage.id, size_bytes, None, Root(0, 1), "")
+            wanted = self.checked_settings(DiskSettings(), settings)
+            facts = self._add_disk(disk_id, storage.id, size_bytes, None, Root(0, 1), "")
+            if wanted != DiskSettings():
+                try:
+                    facts = self.disk_set(disk_id, **settings)
+                except BaseException:
+                    self.disk_rm(disk_id)
+                    raise
+            return facts
 
     def disk_clone(self, disk_id: str, snapshot_id: str) -> dict[str, Any]:
         """Make a disk with a snapshot's content; costs the same for any size."""
-        _check_id("disk", disk_id)
+        check_id("disk", disk_id)
         with self.catalog.admin:
             known = self.catalog.disks.get(disk_id)
             if known is not None:
@@ -142,6 +103,8 @@ class PoolControl(PoolCore):
             self._check_writable()
             if size_bytes < disk.size_bytes:
                 self.catalog.refuse_in_use("disk", disk_id=disk_id)
+            elif disk.settings.thick:
+                self.check_promises(size_bytes - disk.size_bytes)
             edge = size_bytes % PAGE if size_bytes < disk.size_bytes else 0
             with self.lock:
                 self.append_pending()
@@ -215,7 +178,7 @@ class PoolControl(PoolCore):
         with catalog.admin:
             disks = {}
             for snapshot_id, disk_id in snapshots.items():
-                _check_id("snapshot", snapshot_id)
+                check_id("snapshot", snapshot_id)
                 known = catalog.snapshots.get(snapshot_id)
                 if known is not None and known.disk_id != disk_id:
                     raise Conflict("snapshot.exists", f"snapshot {snapshot_id} exists, of disk {known.disk_id}")
@@ -298,7 +261,7 @@ class PoolControl(PoolCore):
 
         Raises ``Conflict`` (``disk.attached``) for a second writer.
         """
-        _check_id("attachment", attachment_id)
+        check_id("attachment", attachment_id)
         if (disk_id is None) == (snapshot_id is None):
             raise Invalid("attachment.subject", "an attachment is of either a disk or a snapshot")
         if role not in (WRITER, READER) or (snapshot_id is not None and role == WRITER):
@@ -368,7 +331,7 @@ class PoolControl(PoolCore):
 
     def hold(self, hold_id: str, snapshot_id: str) -> None:
         """Until released, nothing the snapshot reaches is reclaimed or moved, and it cannot be removed."""
-        _check_id("hold", hold_id)
+        check_id("hold", hold_id)
         with self.maintenance, self.catalog.admin:
             self.catalog.snapshot(snapshot_id)
             if self.catalog.holds.get(hold_id, snapshot_id) != snapshot_id:
@@ -387,31 +350,6 @@ class PoolControl(PoolCore):
                 del self.catalog.holds[hold_id]
 
     # -- facts -----------------------------------------------------------------------------------------------------
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise self.refusal()
-
-    def _storage_facts(self, storage: Storage) -> dict[str, Any]:
-        disks = [disk for disk in self.catalog.disks.values() if disk.storage_id == storage.id]
-        return {
-            "id": storage.id,
-            **asdict(storage.policy),
-            "disks": len(disks),
-            "logical_bytes": sum(disk.size_bytes for disk in disks),
-        }
-
-    def _disk_facts(self, disk: Disk) -> dict[str, Any]:
-        return {
-            "id": disk.id,
-            "size_bytes": disk.size_bytes,
-            "storage_id": disk.storage_id,
-            "epoch": disk.epoch,
-            "origin": disk.origin or None,
-            "undrained_bytes": len(disk.open.pages) * PAGE,
-            "attachments": [each.id for each in self.catalog.attachments.values() if each.disk_id == disk.id],
-            "snapshots": [each.id for each in self.catalog.snapshots.values() if each.disk_id == disk.id],
-        }
 
     def _snapshot_facts(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
@@ -436,13 +374,6 @@ def _attachment_facts(attachment: Attachment) -> dict[str, Any]:
         "uid": attachment.uid,
         "epoch": attachment.epoch,
     }
-
-
-def _check_id(what: str, text: str) -> None:
-    try:
-        UUID(text)
-    except ValueError as wrong:
-        raise Invalid(f"{what}.id", f"{text!r} is no UUID") from wrong
 
 
 def _check_size(size_bytes: int) -> None:

@@ -22,11 +22,12 @@ MAX_LINE_BYTES = 16 << 20
 _WORKERS = 4
 OPERATIONS = frozenset(
     (
-        *("ping", "pool_show", "figures", "cache_resize", "drain", "sweep", "tier", "check"),
-        *("scrub", "damage_ls", "repair"),
+        *("ping", "pool_show", "figures", "places", "hot", "cache_resize", "drain", "sweep", "tier", "check"),
+        *("scrub", "damage_ls", "repair", "curate_plan", "curate_next", "curator_show", "curator_pause"),
         *("storage_create", "storage_set", "storage_ls", "storage_rm"),
         *("device_add", "device_rm", "device_ls"),
         *("disk_create", "disk_show", "disk_ls", "disk_resize", "disk_rm", "disk_clone", "disk_revert"),
+        *("disk_set", "qos_set", "qos_ls", "qos_rm"),
         *("snapshot_create", "snapshot_ls", "snapshot_show", "snapshot_rm", "changed_blocks"),
         *("attach", "detach", "attachment_ls", "hold", "release"),
     )
@@ -105,6 +106,9 @@ class ControlSocket:
         if operation == "shutdown":
             self._shut_down()
             return None
+        if operation == "metrics":
+            pool = await asyncio.get_running_loop().run_in_executor(self._workers, self._pool.metrics)
+            return {**pool, **self._nbd.facts()}
         if operation not in OPERATIONS:
             raise Invalid("control.operation", f"there is no operation {operation!r}")
         work = getattr(self._pool, operation)

@@ -9,24 +9,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from uuid import UUID
 
 from innkeeper.fabric.catalog import Catalog
 from innkeeper.fabric.devices import Device, Devices, read_identity, write_identity
 from innkeeper.fabric.drain import Drainer
 from innkeeper.fabric.fingerprints import Fingerprints
-from innkeeper.fabric.groups import GROUP_BYTES, parse_group_name
-from innkeeper.fabric.groupwriter import GroupWriter
+from innkeeper.fabric.groups import UNFINISHED, parse_group_name
+from innkeeper.fabric.groupwriter import GroupWriters
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, ZERO_PAGE
 from innkeeper.fabric.logformat import DATA, MAX_RECORD_PAGES, RESIZE, ZERO, Record
 from innkeeper.fabric.meta import Meta
-from innkeeper.fabric.oplog import SEGMENT_BYTES, OpLog, Staged
+from innkeeper.fabric.meters import PoolMeters
+from innkeeper.fabric.oplog import OpLog, Staged
 from innkeeper.fabric.reader import Reader
 from innkeeper.fabric.replay import Replay, confirm_on_medium, read_log, records_of
-from innkeeper.fabric.store import LIVE, GroupRow, GroupStore
-from innkeeper.model.problems import Corrupt, Failed, Invalid, NoSpace, Problem, Unavailable
+from innkeeper.fabric.space import Limits, PoolSpace
+from innkeeper.fabric.store import LIVE, GroupStore
+from innkeeper.model.problems import Corrupt, Failed, Invalid, Problem
 from innkeeper.system.files import Buffer, Io, Lock
 
 NUMBERS_AT_ONCE = 64
@@ -34,23 +35,9 @@ GENERATION_SHIFT = 32
 """Generations of one opening of the pool share their upper bits: none is ever used twice, even where a power cut took a
 segment's header and left its batches."""
 END_PAGE = MAX_DISK_BYTES // PAGE
-ADMIT_BYTES = 32 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes of a pool, in bytes; tests make them small."""
-
-    log_bytes: int = 512 << 20
-    segment_bytes: int = SEGMENT_BYTES
-    group_bytes: int = GROUP_BYTES
-    capacity_bytes: int | None = None
-    """What the pool may take of its file system; ``None``: all of it."""
-    headroom_bytes: int = 256 << 20
-    """Kept free of admitted writes, so that trims, drains and sweeps can still run."""
-
-
-class PoolCore:
+class PoolCore(PoolSpace):
     """State and data path of an open pool; see ``pool.Pool`` for the whole."""
 
     def __init__(self, io: Io, path: str, limits: Limits) -> None:
@@ -64,7 +51,7 @@ class PoolCore:
         self._pending: list[tuple[Layer, Staged]] = []
         self._pending_bytes = 0
         self._record_pages = min(MAX_RECORD_PAGES, limits.segment_bytes // PAGE - 2)
-        self._admitted = 0
+        self.meters = PoolMeters()
         self._closed = False
         self._held_lock: Lock | None = None
         self._held_devices: Devices | None = None
@@ -111,10 +98,10 @@ class PoolCore:
         self._load_groups(meta)
         self.reader = Reader(self.log, self.store)
         self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")
-        self.writer = GroupWriter(
+        self.writers = GroupWriters(
             files, self._place_of_group, self.pool_id, self._next_group_number, group_bytes=self.limits.group_bytes
         )
-        self.drainer = Drainer(self.log, self.store, self.reader, self.writer, self._fingerprints)
+        self.drainer = Drainer(self.log, self.store, self.reader, self.writers, self._fingerprints)
         self._recover(meta)
 
     def _open_devices(self) -> None:
@@ -148,13 +135,16 @@ class PoolCore:
 
     def _load_groups(self, meta: Meta) -> None:
         """Group rows from meta; files that no row names are remains of a crash and go."""
-        for row in meta.rows("SELECT number, generation, state, size_bytes, last_frame, device FROM groups"):
-            self.store.rows[row[0]] = GroupRow(row[0], row[1], LIVE, row[3], row[4], row[5])
+        for row in meta.groups():
+            row.state = LIVE
+            self.store.rows[row.number] = row
         self._numbers_end = self._next_number = int(meta.get("next_group", 1))
         for device in self.devices.all.values():
             for name in self.io.files.listdir(device.groups):
                 place = parse_group_name(name)
                 if place is None:
+                    if name.endswith(UNFINISHED):
+                        self.io.files.unlink(f"{device.groups}/{name}")
                     continue
                 if place[0] >= self._numbers_end:
                     self.read_only = f"group {place[0]} is younger than meta.db, which was rolled back"
@@ -163,8 +153,8 @@ class PoolCore:
                 if row_of is None or (row_of.generation, row_of.device) != (place[1], device.id):
                     self.io.files.unlink(f"{device.groups}/{name}")
 
-    def _place_of_group(self) -> Device:
-        return self.devices.place(self._home_reserve_bytes(), self.limits.group_bytes)
+    def _place_of_group(self, tier: str) -> Device:
+        return self.devices.place(self._home_reserve_bytes(), self.limits.group_bytes, tier)
 
     def _next_group_number(self) -> int:
         if self._next_number == self._numbers_end:
@@ -242,10 +232,6 @@ class PoolCore:
 
     # -- staging and appending -------------------------------------------------------------------------------------
 
-    def log_room(self) -> int:
-        """Bytes that may be staged before the log pushes back; at most 0 when it does. Cheap, for the event loop."""
-        return self.limits.log_bytes - self.log.used_bytes - self._pending_bytes
-
     def stage_pages(self, layer: Layer, record: Record, data: Buffer) -> None:
         """Join a DATA record to the pending batch; long ones are cut, so that any fits a segment."""
         count = record.amount
@@ -285,7 +271,9 @@ class PoolCore:
         if not pending:
             return self.log.sequence
         first = self.log.sequence + 1
+        began = self.io.clock.monotonic()
         sequence = self.log.append([staged for _, staged in pending])
+        self.meters.append_s.add(self.io.clock.monotonic() - began)
         self._pending = []
         self._pending_bytes = 0
         for layer, staged in pending:
@@ -310,11 +298,13 @@ class PoolCore:
         Raises ``Failed`` (``log.lost``): no flush may be acknowledged any more, and every disk with a writer is lost to
         that writer's epoch, also after a restart.
         """
+        began = self.io.clock.monotonic()
         try:
             self.log.sync(sequence)
         except Problem:
             self._note_lost()
             raise
+        self.meters.sync_s.add(self.io.clock.monotonic() - began)
 
     def _note_lost(self) -> None:
         with self.catalog.admin:
@@ -334,56 +324,7 @@ class PoolCore:
         for layer in self.catalog.layers:
             layer.moved(places)
 
-    # -- space -----------------------------------------------------------------------------------------------------
-
-    def admit(self, size: int) -> None:
-        """Take ``size`` bytes from what may still be written. Raises ``NoSpace``, ``Unavailable``, ``Problem``."""
-        if self.read_only:
-            raise self.refusal()
-        if self.log_room() < -2 * self.limits.segment_bytes:
-            raise Unavailable("log.full", "the log is full", remedy="wait for the drain; ask log_room() before staging")
-        self._admitted -= size
-        if self._admitted < 0:
-            room = self.room_bytes() - size
-            if room < 0:
-                self._admitted = 0
-                raise NoSpace(
-                    "pool.full",
-                    f"the pool in {self.path} has no room left",
-                    cause=f"{self.free_bytes()} bytes are free, {self._reserved_bytes()} of them reserved",
-                    remedy="remove disks, snapshots or backups, or give its file system more space",
-                )
-            self._admitted = min(room, ADMIT_BYTES)
-
-    def free_bytes(self) -> int:
-        """Bytes the pool may still take."""
-        free = self.devices.space()[1]
-        if self.limits.capacity_bytes is not None:
-            free = min(free, self.limits.capacity_bytes - self.used_bytes())
-        return free
-
-    def room_bytes(self) -> int:
-        """Bytes that may still be admitted; negative where even what is reserved is not free."""
-        room = self.free_bytes() - self._reserved_bytes()
-        if len(self.devices.all) > 1:  # the log and meta are at home, whatever room others have
-            room = min(room, self.io.files.space(self.path)[1] - self._home_reserve_bytes() // 2)
-        return room
-
-    def _home_reserve_bytes(self) -> int:
-        """What of the pool's own directory is kept for the log and meta."""
-        return self._log_growth_bytes() + self.limits.headroom_bytes
-
-    def _log_growth_bytes(self) -> int:
-        return max(0, self.limits.log_bytes - len(self.log.segments) * self.limits.segment_bytes)
-
-    def used_bytes(self) -> int:
-        """Bytes the pool's groups and log take."""
-        groups = sum(row.size_bytes for row in list(self.store.rows.values()))
-        return groups + len(self.log.segments) * self.limits.segment_bytes
-
-    def _reserved_bytes(self) -> int:
-        """What the drain of all undrained writes may take at worst, the log's growth, and the headroom."""
-        return 2 * (self.log.used_bytes + self._pending_bytes) + self._home_reserve_bytes()
+    # -- refusing ------------------------------------------------------------------------------------------------------
 
     def refusal(self) -> Problem:
         """The problem of a pool that takes no writes."""

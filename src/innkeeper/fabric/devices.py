@@ -197,14 +197,15 @@ class Devices:
         except OSError:
             return -1, 0, 0
 
-    def place(self, home_reserve_bytes: int, group_bytes: int) -> Device:
-        """Where the next group goes: the fast device with most room, a slow one when none has room for a group."""
+    def place(self, home_reserve_bytes: int, group_bytes: int, tier: str = "") -> Device:
+        """Where the next group goes: the device of ``tier`` (fast without one) with most room, one of the other tier
+        when none has room for a group."""
         rooms: list[tuple[bool, int, str]] = []
         for device in self.all.values():
             if device.state == ONLINE:
                 room = self.room(device)[2] - (home_reserve_bytes if device.id == HOME else 0)
                 if room >= group_bytes:
-                    rooms.append((device.tier == FAST, room, device.id))
+                    rooms.append((device.tier == (tier or FAST), room, device.id))
         return self.all[max(rooms)[2] if rooms else HOME]
 
     def _write(self, devices: dict[str, Device]) -> None:

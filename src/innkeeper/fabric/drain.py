@@ -8,11 +8,12 @@ groups; who stands on the layer is changed by the commit (``catalog``).
 from __future__ import annotations
 
 from itertools import groupby
+from typing import NamedTuple
 
 from blake3 import blake3
 
 from innkeeper.fabric.fingerprints import Fingerprints
-from innkeeper.fabric.groupwriter import GroupWriter
+from innkeeper.fabric.groupwriter import GroupWriter, GroupWriters
 from innkeeper.fabric.layers import CRC_MASK, POSITION_SHIFT, Layer
 from innkeeper.fabric.layout import (
     BLOCK,
@@ -41,23 +42,31 @@ from innkeeper.fabric.store import LIVE, OPEN, GroupStore
 PAGES_PER_LEAF = FANOUT * PAGES_PER_BLOCK
 
 
+class Drained(NamedTuple):
+    """A layer's new root, and by how many data bytes it holds more than the one the layer stood on."""
+
+    root: Root
+    added_bytes: int
+
+
 class Drainer:
     """Drains layers of one pool into its groups."""
 
     def __init__(
-        self, log: OpLog, store: GroupStore, reader: Reader, writer: GroupWriter, fingerprints: Fingerprints
+        self, log: OpLog, store: GroupStore, reader: Reader, writers: GroupWriters, fingerprints: Fingerprints
     ) -> None:
         self._log = log
         self._store = store
         self._reader = reader
-        self._writer = writer
+        self._writers = writers
+        self._writer = writers.of("")
         self._fingerprints = fingerprints
         self._fresh: dict[bytes, int] = {}
         self._policy = Policy()
 
-    def drain(self, layer: Layer, policy: Policy) -> Root:
+    def drain(self, layer: Layer, policy: Policy, writer: GroupWriter) -> Drained:
         """The root that holds ``layer`` over the root it stands on. Raises ``Corrupt``, ``OSError``, ``NoSpace``."""
-        self._policy = policy
+        self._policy, self._writer = policy, writer
         pages = sorted(layer.pages)
         top = pages[-1] + 1 if pages else 1
         edit = MapEdit(self._store, self._writer, layer.root, levels_for(top * PAGE))
@@ -79,7 +88,7 @@ class Drainer:
                 _zero(leaf, low - start, high - start)
             self._drain_leaf(leaf, layer, by_leaf.get(number, []), start)
             edit.put_leaf(number, leaf)
-        return edit.finish()
+        return Drained(edit.finish(), edit.added_bytes)
 
     def _drain_leaf(self, leaf: LeafEdit, layer: Layer, pages: list[int], start: int) -> None:
         values = layer.pages
@@ -178,7 +187,7 @@ class Drainer:
     def abandon(self) -> None:
         """Forget what was not committed."""
         self._fresh.clear()
-        self._writer.abandon()
+        self._writers.abandon()
 
 
 def _zero(leaf: LeafEdit, low: int, high: int) -> None:

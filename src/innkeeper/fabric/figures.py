@@ -16,7 +16,7 @@ import numpy as np
 from innkeeper.fabric.catalog import Disk
 from innkeeper.fabric.check import PoolCheck
 from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, ROW_BYTES
-from innkeeper.fabric.layout import BLOCK, FANOUT, KIND_EXTENT, KIND_MAP, PAGE, Root
+from innkeeper.fabric.layout import BLOCK, PAGE
 from innkeeper.fabric.marks import Marks
 from innkeeper.fabric.store import GroupStore
 
@@ -48,29 +48,6 @@ def stored_of(store: GroupStore, marks: Marks) -> Stored:
     return Stored(distinct, items, maps)
 
 
-class DataCount:
-    """Data bytes below map pages; what clones share is counted once and remembered."""
-
-    def __init__(self, store: GroupStore) -> None:
-        self._store = store
-        self._known: dict[int, int] = {0: 0}
-
-    def of(self, root: Root) -> int:
-        return self._below(root.entry, root.levels)
-
-    def _below(self, entry: int, level: int) -> int:
-        known = self._known.get(entry)
-        if known is None:
-            entries = np.frombuffer(self._store.map_page(entry), dtype=np.uint64)
-            kinds = entries[:FANOUT] >> np.uint64(60)
-            if level > 1:
-                known = sum(self._below(child, level - 1) for child in entries[:FANOUT][kinds == KIND_MAP].tolist())
-            else:
-                known = BLOCK * int((kinds == KIND_EXTENT).sum()) + PAGE * int(np.count_nonzero(entries[FANOUT:]))
-            self._known[entry] = known
-        return known
-
-
 def _ratio(more: int, less: int) -> float:
     return round(more / less, 2) if less else 1.0
 
@@ -96,11 +73,10 @@ class PoolFigures(PoolCheck):
                     if snapshot.disk_id in chosen or snapshot.storage_id == storage_id or not (disk_id or storage_id)
                 ]
                 undrained = {layer: len(layer.pages) * PAGE for disk in disks for layer in disk.open.view.layers}
-            count = DataCount(self.store)
             marks = Marks.of_roots(self.store, heads)
             own = stored_of(self.store, marks)
             marks.walk(self.store, snapshots)
-            data = sum(count.of(root) for root in heads)
+            data = sum(self.data_below(root) for root in heads)
             return {
                 "data_bytes": data,
                 "distinct_bytes": own.distinct_bytes,
@@ -110,6 +86,57 @@ class PoolFigures(PoolCheck):
                 "dedup_ratio": _ratio(data, own.distinct_bytes),
                 "compression_ratio": _ratio(own.distinct_bytes, own.item_bytes),
             }
+
+    def places(self, disk_id: str) -> list[dict[str, Any]]:
+        """Where what a disk reaches is: of each device the groups, and the stored bytes of its items in them.
+
+        For worker threads. Raises ``NotFound``, ``Corrupt``, ``OSError``.
+        """
+        with self.maintenance:
+            with self.catalog.admin:
+                root = self.catalog.disk(disk_id).open.view.root
+            marks = Marks.of_roots(self.store, [root])
+            found: dict[str, list[int]] = {}
+            for number in marks.live:
+                table = self.store.table(number)
+                sizes = np.frombuffer(bytes(table.rows), dtype="<u4").reshape(-1, ROW_BYTES // 4)[:, 1]
+                place = found.setdefault(self.store.rows[number].device, [0, 0])
+                place[0] += int((sizes[marks.of(number, table.slots)] & 0xFFFFFF).astype(np.int64).sum())
+                place[1] += 1
+            return [
+                {
+                    "device": device,
+                    "path": self.devices.all[device].path,
+                    "tier": self.devices.all[device].tier,
+                    "stored_bytes": stored,
+                    "groups": groups,
+                }
+                for device, (stored, groups) in found.items()
+            ]
+
+    def hot(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The groups that were read most in the last 10 minutes, with the disks that reach them; for worker threads."""
+        with self.maintenance:
+            touches = self.heat.touches(self.io.clock.monotonic())
+            hottest = sorted(touches, key=lambda number: (-touches[number], number))
+            hottest = [number for number in hottest if number in self.store.rows][:limit]
+            if not hottest:
+                return []
+            with self.catalog.admin:
+                roots = {disk.id: disk.open.view.root for disk in self.catalog.disks.values()}
+            reached = {disk_id: set(Marks.of_roots(self.store, [root]).live) for disk_id, root in roots.items()}
+            rows = [self.store.rows[number] for number in hottest]
+            return [
+                {
+                    "number": row.number,
+                    "device": row.device,
+                    "tier": self.devices.all[row.device].tier,
+                    "size_bytes": row.size_bytes,
+                    "touches": touches[row.number],
+                    "disks": sorted(disk_id for disk_id, groups in reached.items() if row.number in groups),
+                }
+                for row in rows
+            ]
 
     def _chosen(self, disk_id: str | None, storage_id: str | None) -> list[Disk]:
         if disk_id is not None:

@@ -20,6 +20,8 @@ VERSION = 1
 GROUP_MAGIC = b"INNGROUP"
 FRAME_MAGIC = b"INNFRAME"
 GROUP_BYTES = 64 << 20
+UNFINISHED = ".new"
+"""Behind the name of a group that is being written and has no place yet; a crash's remains go at the next opening."""
 
 ITEM_DEAD = 0
 ITEM_EXTENT = 1

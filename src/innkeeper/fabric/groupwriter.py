@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-from innkeeper.fabric.codecs import encode
+from innkeeper.fabric.codecs import WORTH_COMPRESSING, encode
 from innkeeper.fabric.devices import HOME, Device
 from innkeeper.fabric.groups import (
     EXTENT_AUX,
@@ -40,13 +40,13 @@ from innkeeper.fabric.layout import (
     crc32c,
     pack_entry,
 )
-from innkeeper.fabric.policy import Policy
-from innkeeper.fabric.store import LIVE, OPEN, GroupRow
+from innkeeper.fabric.meta import GroupRow
+from innkeeper.fabric.policy import TIERS, Policy
+from innkeeper.fabric.store import LIVE, OPEN
 from innkeeper.system.files import File, FileSystem, write_all
 
 FLUSH_BYTES = 1 << 20
 WRITE_OUT_BYTES = 8 << 20
-WORTH_COMPRESSING = BLOCK * 7 // 8
 
 
 @dataclass(slots=True)
@@ -66,14 +66,18 @@ class GroupWriter:
     def __init__(
         self,
         files: FileSystem,
-        place: Callable[[], Device],
+        place: Callable[[str], Device],
         pool_id: UUID,
         next_number: Callable[[], int],
         *,
         group_bytes: int = GROUP_BYTES,
+        tier: str = "",
     ) -> None:
         self._files = files
         self._place = place
+        self._tier = tier
+        self._codes: set[str] = set()
+        """Codes of the policies that the open group's extents were packed by."""
         self._device = Device(HOME, "")
         self._pool_id = pool_id
         self._next_number = next_number
@@ -90,6 +94,7 @@ class GroupWriter:
         self._written: list[Written] = []
         self._created: dict[str, str] = {}
         """Paths of the groups made since the last commit, each with its directory."""
+        self._code = ""
         self.put_bytes = 0
         """Bytes of items put since the writer was made."""
 
@@ -102,6 +107,7 @@ class GroupWriter:
     def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy) -> int:
         """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
         stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING)
+        self._code = policy.code
         if codec != CODEC_RAW:
             aux = EXTENT_AUX.pack(digest)
             return pack_entry(KIND_EXTENT, *self._put(stored, ITEM_EXTENT, codec, crc32c(stored), aux))
@@ -123,6 +129,8 @@ class GroupWriter:
         if codec == CODEC_RAW and (rest := self._offset % PAGE):
             self._buffers.append(bytes(PAGE - rest))
             self._offset += PAGE - rest
+        if item == ITEM_EXTENT:
+            self._codes.add(self._code)
         slot = self._slots
         self._rows += pack_row(self._offset, size, item, codec, crc, self._aux_base + len(self._aux))
         self._aux += aux
@@ -152,7 +160,8 @@ class GroupWriter:
         if self._file is not None:
             self._frame([], LIVE)
         number = self._next_number()
-        self._device = self._place()
+        self._device = self._place(self._tier)
+        self._codes = set()
         path = group_path(self._device.groups, number, 0)
         file = self._files.open(path, create=True)
         self._created[path] = self._device.groups
@@ -187,7 +196,8 @@ class GroupWriter:
         self._buffers.append(frame)
         self._offset += len(frame)
         self._flush()
-        row = GroupRow(self._number, 0, state, self._offset, self._last_frame, self._device.id)
+        coding = ",".join(sorted(self._codes))
+        row = GroupRow(self._number, 0, state, self._offset, self._last_frame, self._device.id, self._tier, coding)
         self._written.append(Written(row, self._file, self._first_slot, bytes(self._rows), bytes(self._aux)))
         self._first_slot = self._slots
         self._aux_base += len(self._aux)
@@ -236,3 +246,38 @@ class GroupWriter:
         for path in created:
             with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
                 self._files.unlink(path)
+
+
+class GroupWriters:
+    """The writers of a pool: one for data that heat places, and one for each tier that disks are bound to."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        place: Callable[[str], Device],
+        pool_id: UUID,
+        next_number: Callable[[], int],
+        *,
+        group_bytes: int = GROUP_BYTES,
+    ) -> None:
+        self._by_tier = {
+            tier: GroupWriter(files, place, pool_id, next_number, group_bytes=group_bytes, tier=tier) for tier in TIERS
+        }
+
+    def of(self, tier: str) -> GroupWriter:
+        return self._by_tier[tier]
+
+    @property
+    def numbers(self) -> set[int]:
+        """The groups that items go to now."""
+        return {writer.number for writer in self._by_tier.values() if writer.number is not None}
+
+    def leave(self, device_id: str) -> None:
+        """Put nothing more into groups on that device. Nothing may be waiting for a commit."""
+        for writer in self._by_tier.values():
+            writer.leave(device_id)
+
+    def abandon(self) -> None:
+        """Forget what was not committed."""
+        for writer in self._by_tier.values():
+            writer.abandon()

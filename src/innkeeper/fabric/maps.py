@@ -11,11 +11,16 @@ from array import array
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+
 from innkeeper.fabric.layout import (
+    BLOCK,
     FANOUT,
     HOLE,
+    KIND_EXTENT,
     KIND_MAP,
     KIND_SPLIT,
+    PAGE,
     PAGES_PER_BLOCK,
     Root,
     entry_kind,
@@ -48,6 +53,15 @@ def sub_table(page: memoryview, entry: int) -> memoryview:
     """The 16 entries of a split block."""
     at = FANOUT + PAGES_PER_BLOCK * (entry & 0x3FFFF)
     return page[at : at + PAGES_PER_BLOCK]
+
+
+def leaf_data_bytes(page: memoryview | bytes | None) -> int:
+    """Bytes below a leaf that are no hole: 64 KiB for an extent, 4 KiB for a page of a split block."""
+    if page is None:
+        return 0
+    entries = np.frombuffer(page, dtype=np.uint64)
+    kinds = entries[:FANOUT] >> np.uint64(60)
+    return BLOCK * int((kinds == KIND_EXTENT).sum()) + PAGE * int(np.count_nonzero(entries[FANOUT:]))
 
 
 class MapSink(Protocol):
@@ -85,6 +99,10 @@ class LeafEdit:
         """The block is a hole or one extent."""
         self._tables.pop(block, None)
         self.entries[block] = entry
+
+    @property
+    def data_bytes_before(self) -> int:
+        return leaf_data_bytes(self._page)
 
     def pack(self) -> bytes | None:
         """The new page, or ``None`` when every block is a hole."""
@@ -125,6 +143,8 @@ class MapEdit:
                 self._nodes[level, 0] = node
                 entry = HOLE
         self._root = entry
+        self.added_bytes = 0
+        """By how much the data below has grown."""
 
     def _child(self, level: int, index: int) -> int:
         """The entry that stands for node ``index`` of ``level`` as it is now on the medium."""
@@ -150,7 +170,9 @@ class MapEdit:
         return LeafEdit(self._store.map_page(entry) if entry else None)
 
     def put_leaf(self, index: int, leaf: LeafEdit) -> None:
+        before = leaf.data_bytes_before
         data = leaf.pack()
+        self.added_bytes += leaf_data_bytes(data) - before
         self._set_leaf(index, HOLE if data is None else self._sink.put_map(data, 1))
 
     def _set_leaf(self, index: int, entry: int) -> None:
@@ -166,7 +188,8 @@ class MapEdit:
             if self._levels > 1 and not self._present(index // FANOUT):
                 index = (index // FANOUT + 1) * FANOUT
                 continue
-            if self._child(1, index):
+            if entry := self._child(1, index):
+                self.added_bytes -= leaf_data_bytes(self._store.map_page(entry))
                 self._set_leaf(index, HOLE)
             index += 1
 
@@ -197,3 +220,25 @@ def walk_maps(store: GroupStore, root: Root, seen: set[int]) -> Iterator[tuple[i
         yield entry, level, page
         if level > 1:
             todo += [(child, level - 1) for child in page if entry_kind(child) == KIND_MAP]
+
+
+class DataCount:
+    """Data bytes below map pages; what clones share is counted once and remembered."""
+
+    def __init__(self, store: GroupStore) -> None:
+        self._store = store
+        self._known: dict[int, int] = {0: 0}
+
+    def of(self, root: Root) -> int:
+        return self._below(root.entry, root.levels)
+
+    def _below(self, entry: int, level: int) -> int:
+        known = self._known.get(entry)
+        if known is None:
+            page = self._store.map_page(entry)
+            if level > 1:
+                known = sum(self._below(child, level - 1) for child in page if entry_kind(child) == KIND_MAP)
+            else:
+                known = leaf_data_bytes(page)
+            self._known[entry] = known
+        return known

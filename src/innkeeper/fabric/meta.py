@@ -18,24 +18,27 @@ from innkeeper.fabric.vfs import FabricVfs
 from innkeeper.model.problems import Corrupt, Failed, NoSpace
 from innkeeper.system.files import FileSystem
 
-VERSION = 2
+VERSION = 3
 _TABLES = (
     "CREATE TABLE pool (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE storages (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE disks (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, size_seq INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL,"
     " layer INTEGER NOT NULL, from_seq INTEGER NOT NULL, epoch INTEGER NOT NULL, lost INTEGER NOT NULL,"
-    " origin TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    " origin TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}') STRICT, WITHOUT ROWID",
     "CREATE TABLE snapshots (id TEXT PRIMARY KEY, disk_id TEXT NOT NULL, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL, layer INTEGER NOT NULL,"
     " sequence INTEGER NOT NULL, created_at REAL NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL,"
     " root INTEGER NOT NULL, levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
     "CREATE TABLE groups (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL,"
-    " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL, device TEXT NOT NULL DEFAULT '') STRICT",
+    " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL, device TEXT NOT NULL DEFAULT '',"
+    " tier TEXT NOT NULL DEFAULT '', coding TEXT NOT NULL DEFAULT '') STRICT",
     "CREATE TABLE attachments (id TEXT PRIMARY KEY, disk_id TEXT, snapshot_id TEXT, role TEXT NOT NULL, uid INTEGER,"
     " epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE holds (id TEXT PRIMARY KEY, snapshot_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE qos (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE counts (root INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL) STRICT",
 )
 _UPGRADES = {
     1: (  # compression and dedup had columns of their own, and there were no devices
@@ -45,6 +48,13 @@ _UPGRADES = {
         " json(iif(dedup, 'true', 'false'))) FROM storages",
         "DROP TABLE storages",
         "ALTER TABLE policies RENAME TO storages",
+    ),
+    2: (  # disks had no settings of their own, groups were all of one kind, and data was counted when asked for
+        "ALTER TABLE disks ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE groups ADD COLUMN tier TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE groups ADD COLUMN coding TEXT NOT NULL DEFAULT ''",
+        "CREATE TABLE qos (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "CREATE TABLE counts (root INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL) STRICT",
     ),
 }
 """What makes of each earlier version the next one."""
@@ -74,6 +84,7 @@ class DiskRow:
     epoch: int
     lost: int
     origin: str
+    settings: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,23 @@ class LayerRow:
     seal_seq: int
 
 
+@dataclass(slots=True)
+class GroupRow:
+    """Where a group is. ``size_bytes`` and ``last_frame`` are as of the last commit.
+
+    ``tier``: where its data is to stay, "" for wherever heat puts it. ``coding``: what its extents were packed by.
+    """
+
+    number: int
+    generation: int
+    state: str
+    size_bytes: int
+    last_frame: int
+    device: str = ""
+    tier: str = ""
+    coding: str = ""
+
+
 def _disk_row(row: tuple[Any, ...]) -> DiskRow:
     return DiskRow(
         id=row[0],
@@ -114,6 +142,7 @@ def _disk_row(row: tuple[Any, ...]) -> DiskRow:
         epoch=row[9],
         lost=row[10],
         origin=row[11],
+        settings=row[12],
     )
 
 
@@ -251,7 +280,7 @@ class Meta:
             _disk_row(row)
             for row in self.rows(
                 "SELECT id, number, storage_id, size_bytes, size_seq, root, levels, layer, from_seq, epoch, lost,"
-                " origin FROM disks ORDER BY number"
+                " origin, settings FROM disks ORDER BY number"
             )
         ]
 
@@ -269,6 +298,18 @@ class Meta:
             _layer_row(row)
             for row in self.rows("SELECT id, number, base, root, levels, from_seq, seal_seq FROM layers ORDER BY id")
         ]
+
+    def groups(self) -> list[GroupRow]:
+        return [
+            GroupRow(*row)
+            for row in self.rows(
+                "SELECT number, generation, state, size_bytes, last_frame, device, tier, coding FROM groups"
+            )
+        ]
+
+    def counts(self) -> dict[int, int]:
+        """Data bytes below roots, by their entries."""
+        return {from_sql(root): count for root, count in self.rows("SELECT root, data_bytes FROM counts")}
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -303,7 +344,7 @@ class Transaction:
 
     def put_disk(self, row: DiskRow) -> None:
         self.run(
-            "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 row.id,
                 row.number,
@@ -317,6 +358,7 @@ class Transaction:
                 row.epoch,
                 row.lost,
                 row.origin,
+                row.settings,
             ),
         )
 
@@ -342,10 +384,23 @@ class Transaction:
             (row.id, row.number, row.base, to_sql(row.root), row.levels, row.from_seq, row.seal_seq),
         )
 
-    def put_group(
-        self, number: int, generation: int, state: str, size_bytes: int, last_frame: int, device: str
-    ) -> None:
+    def put_group(self, row: GroupRow) -> None:
         self.run(
-            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?,?)",
-            (number, generation, state, size_bytes, last_frame, device),
+            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?,?,?,?)",
+            (
+                row.number,
+                row.generation,
+                row.state,
+                row.size_bytes,
+                row.last_frame,
+                row.device,
+                row.tier,
+                row.coding,
+            ),
         )
+
+    def put_counts(self, counts: dict[int, int]) -> None:
+        """The data bytes below roots; others are forgotten."""
+        self.run("DELETE FROM counts")
+        for root, data_bytes in counts.items():
+            self.run("INSERT INTO counts VALUES (?, ?)", (to_sql(root), data_bytes))

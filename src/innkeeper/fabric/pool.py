@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from innkeeper.fabric.cache import check_limit, default_bytes
-from innkeeper.fabric.core import Limits
-from innkeeper.fabric.scrub import PoolScrub
+from innkeeper.fabric.curator import PoolCurator
+from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Failed
 from innkeeper.system.files import Io
 
 
-class Pool(PoolScrub):
+class Pool(PoolCurator):
     """An open pool. One process opens a pool at a time (its lock); ``close`` it when done.
 
     Which thread may call what:
@@ -36,6 +36,7 @@ class Pool(PoolScrub):
         ``Corrupt`` (``pool.format``, ``meta.*``, ``log.*``), ``Failed`` (``pool.unusable``).
         """
         pool = cls(io, path.rstrip("/"), limits or Limits())
+        pool.count_data()
         if background:
             pool.start_upkeep()
         return pool
@@ -54,7 +55,9 @@ class Pool(PoolScrub):
 
     def pool_show(self) -> dict[str, Any]:
         """What the pool is and holds."""
-        trouble = self.drain_problem or self.tier_problem or self.scrub_problem
+        trouble = (
+            self.drain_problem or self.sweep_problem or self.tier_problem or self.scrub_problem or self.curator_problem
+        )
         with self.catalog.admin:
             total, free = self.devices.space()
             capacity = self.limits.capacity_bytes or total
@@ -72,6 +75,8 @@ class Pool(PoolScrub):
                 "damaged": len(self.damage()),
                 "repaired": self.repaired,
                 "scrubbed_at": self.scrubbed_at,
+                "curator": self.curator_show(),
+                "promised_bytes": self.promised_bytes(),
                 "cache": asdict(self.store.content.facts()),
                 "disks": len(self.catalog.disks),
                 "snapshots": len(self.catalog.snapshots),
@@ -80,6 +85,19 @@ class Pool(PoolScrub):
                 "read_only": self.read_only,
                 "upkeep_problem": trouble.as_dict() if trouble else None,
             }
+
+    def metrics(self) -> dict[str, Any]:
+        """What the stages have done since the fabric started, and what waits; cheap, for worker threads."""
+        with self.catalog.admin:
+            disks = {
+                disk.id: {
+                    "size_bytes": disk.size_bytes,
+                    "data_bytes": self.catalog.data_bytes(disk),
+                    "undrained_bytes": disk.undrained_bytes,
+                }
+                for disk in self.catalog.disks.values()
+            }
+        return {"pool": self.pool_show(), "stages": self.meters.facts(), "disks": disks}
 
     def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:
         """Bound the content cache, now and after a restart; None: ``cache.default_bytes()``.

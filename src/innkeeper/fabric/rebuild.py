@@ -14,9 +14,9 @@ from innkeeper.fabric.core import NUMBERS_AT_ONCE
 from innkeeper.fabric.devices import HOME, Device, read_identity
 from innkeeper.fabric.groups import FRAME_MAGIC, NO_FRAME, Frame, Note, check_header, parse_group_name, read_frame
 from innkeeper.fabric.layout import PAGE
-from innkeeper.fabric.meta import DiskRow, Meta, SnapshotRow
+from innkeeper.fabric.meta import DiskRow, GroupRow, Meta, SnapshotRow
 from innkeeper.fabric.policy import Policy
-from innkeeper.fabric.store import LIVE, GroupRow
+from innkeeper.fabric.store import LIVE
 from innkeeper.model.problems import Corrupt, Problem
 from innkeeper.system.files import File, FileSystem, Io
 
@@ -158,7 +158,7 @@ def _write(io: Io, path: str, pool_id: UUID, groups: dict[int, GroupRow], notes:
                     )
                 )  # fmt: skip
             for row in groups.values():
-                change.put_group(row.number, row.generation, LIVE, row.size_bytes, row.last_frame, row.device)
+                change.put_group(row)
     finally:
         meta.close()
     return {"groups": len(groups), "disks": len(disks), "snapshots": len(snapshots)}

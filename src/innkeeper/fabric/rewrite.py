@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from uuid import UUID
 
-from innkeeper.fabric.codecs import encode
+from innkeeper.fabric.codecs import WORTH_COMPRESSING, Undecodable, decode, encode
 from innkeeper.fabric.groups import (
     EXTENT_AUX,
     HASH_BYTES,
@@ -25,11 +25,14 @@ from innkeeper.fabric.groups import (
 )
 from innkeeper.fabric.layout import BLOCK, CODEC_RAW, PAGE, crc32c
 from innkeeper.fabric.marks import Slots
-from innkeeper.fabric.store import LIVE, GroupRow
+from innkeeper.fabric.meta import GroupRow
+from innkeeper.fabric.policy import Policy
+from innkeeper.fabric.store import LIVE
 from innkeeper.system.files import Buffer, FileSystem, write_all
 
 CHUNK_BYTES = 1 << 20
 NOTHING: Mapping[int, bytes] = MappingProxyType({})
+AS_THEY_ARE: Mapping[int, Policy] = MappingProxyType({})
 
 
 def write_generation(
@@ -40,11 +43,12 @@ def write_generation(
     table: SlotTable,
     live: Slots,
     instead: Mapping[int, bytes] = NOTHING,
+    policies: Mapping[int, Policy] = AS_THEY_ARE,
 ) -> GroupRow:
     """Write generation N + 1 of the group in ``row`` to ``path`` and sync it; returns its row.
 
-    ``instead``: extents (64 KiB) by slot, put in the place of damaged ones. The notes of roots go with it, so that meta
-    can be rebuilt. Raises ``Corrupt``, ``OSError``.
+    ``instead``: extents (64 KiB) by slot, put in the place of damaged ones. ``policies``: what extents are packed by
+    anew, by slot. The notes of roots go with it, so that meta can be rebuilt. Raises ``Corrupt``, ``OSError``.
     """
     generation = row.generation + 1
     file = files.open(path, create=True)
@@ -56,9 +60,7 @@ def write_generation(
         if not keep:
             rows += bytes(ROW_BYTES)
             continue
-        data, item, codec, crc, item_aux = (
-            _encoded(table, slot, instead[slot]) if slot in instead else _copied(table, slot)
-        )
+        data, item, codec, crc, item_aux = _stored(table, slot, instead.get(slot), policies.get(slot))
         if codec == CODEC_RAW and (rest := offset % PAGE):
             buffers.append(bytes(PAGE - rest))
             offset += PAGE - rest
@@ -85,7 +87,23 @@ def write_generation(
     buffers.append(frame)
     write_all(file, buffers, flushed)
     file.fdatasync()
-    return GroupRow(row.number, generation, LIVE, offset + len(frame), offset)
+    return GroupRow(row.number, generation, LIVE, offset + len(frame), offset, row.device, row.tier, row.coding)
+
+
+def _stored(
+    table: SlotTable, slot: int, instead: bytes | None, policy: Policy | None
+) -> tuple[bytes, int, int, int, bytes]:
+    """What is written for a slot."""
+    if instead is not None:
+        return _encoded(table, slot, instead, policy or Policy())
+    copied = _copied(table, slot)
+    if policy is None or copied[1] != ITEM_EXTENT or crc32c(copied[0]) != copied[3]:
+        return copied
+    try:
+        data = decode(copied[0], copied[2], BLOCK)
+    except Undecodable:
+        return copied
+    return _encoded(table, slot, data, policy)
 
 
 def _copied(table: SlotTable, slot: int) -> tuple[bytes, int, int, int, bytes]:
@@ -99,11 +117,11 @@ def _copied(table: SlotTable, slot: int) -> tuple[bytes, int, int, int, bytes]:
     return data, old.item, old.codec, old.crc, _aux_of(table, slot)
 
 
-def _encoded(table: SlotTable, slot: int, data: bytes) -> tuple[bytes, int, int, int, bytes]:
-    """The same of an extent whose content came from elsewhere."""
+def _encoded(table: SlotTable, slot: int, data: bytes, policy: Policy) -> tuple[bytes, int, int, int, bytes]:
+    """The same of an extent whose content is given."""
     digest = table.extent_hash(slot)
     assert digest is not None
-    stored, codec = encode(data, "lz4", 0, BLOCK * 7 // 8)
+    stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING)
     if codec == CODEC_RAW:
         aux = RAW_EXTENT_AUX.pack(digest, *(crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)))
     else:

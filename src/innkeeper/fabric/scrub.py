@@ -15,7 +15,6 @@ from typing import Any
 
 from blake3 import blake3
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.figures import PoolFigures
 from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, SlotTable, check_header
 from innkeeper.fabric.items import is_dead, wrong_with
@@ -30,6 +29,7 @@ from innkeeper.fabric.layout import (
     pack_entry,
 )
 from innkeeper.fabric.marks import Marks, present
+from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Failed, Invalid, NotFound, Problem
 from innkeeper.system.clock import Activity
 from innkeeper.system.files import Io
@@ -86,6 +86,8 @@ class PoolScrub(PoolFigures):
         """The next group when its time has come and there is little else to do."""
         numbers = sorted(self.store.rows)
         due_s = self._last_group_at + PASS_S / max(1, len(numbers)) - self.io.clock.now()
+        if self.paused:
+            return LOOK_S
         if self.read_only or not numbers or due_s > PASS_S:  # the clock was set back
             self._last_group_at = self.io.clock.now()
             return LOOK_S
@@ -159,6 +161,7 @@ class PoolScrub(PoolFigures):
             self._damage[number, None] = Damage(number, None, "group", path, 0, None, str(broken))
             return
         found = list(self._damaged_in(table))
+        self.meters.scrubbed_bytes += row.size_bytes
         for damage in found:
             self._damage[number, damage.slot] = damage
         self._match_no_more(found)
@@ -278,8 +281,8 @@ class PoolScrub(PoolFigures):
             if wrong_with(table, slot, table.row(slot)) is None:
                 self._damage.pop((group, slot), None)
                 return False
-            if group == self.writer.number:
-                self.writer.leave(row.device)
+            if group in self.writers.numbers:
+                self.writers.leave(row.device)
             try:
                 self.rewrite(row, table, present(table), self.devices.all[row.device], {slot: data})
             except OSError as refused:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -25,6 +24,7 @@ from innkeeper.fabric.layout import (
     crc32c,
     entry_place,
 )
+from innkeeper.fabric.meta import GroupRow
 from innkeeper.system.files import File, FileSystem
 
 K = TypeVar("K")
@@ -36,18 +36,6 @@ LIVE = "live"
 
 class WouldBlock(Exception):
     """What was asked for is not in memory and the caller said not to wait."""
-
-
-@dataclass(slots=True)
-class GroupRow:
-    """Where a group is; the row of meta's table. ``size_bytes`` and ``last_frame`` are as of the last commit."""
-
-    number: int
-    generation: int
-    state: str
-    size_bytes: int
-    last_frame: int
-    device: str = HOME
 
 
 class Lru(Generic[K, V]):
@@ -107,6 +95,8 @@ class GroupStore:
         self.touched: set[int] = set()
         """Groups that were read since the last look at it; below, by long reads only."""
         self.scanned: set[int] = set()
+        self.read_of_late: set[int] = set()
+        """Groups that were read since the curator last looked."""
         self.content = ContentCache(content_bytes or default_bytes())
 
     def path(self, number: int) -> str:
@@ -195,10 +185,13 @@ class GroupStore:
             if keep:
                 self.content.put(entry, data)
                 self.touched.add(group)
+                self.read_of_late.add(group)
             else:
                 self.scanned.add(group)
+                self.read_of_late.add(group)
             return data if count == PAGES_PER_BLOCK else data[first * PAGE : (first + count) * PAGE]
         self.touched.add(group)
+        self.read_of_late.add(group)
         offset = row.offset + first * PAGE
         length = count * PAGE
         data = table.file.pread_nowait(length, offset) if nowait else table.file.pread(length, offset)
@@ -218,4 +211,5 @@ class GroupStore:
         if row.item != ITEM_PIECE:
             raise corrupt(table.file.path, row.offset, f"slot {slot} holds item kind {row.item}, not a piece")
         self.touched.add(group)
+        self.read_of_late.add(group)
         return self._stored(table.file, row, nowait)

@@ -10,6 +10,7 @@ that still have it open finish, others look the row up again. Nothing that a hel
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -28,10 +29,14 @@ from innkeeper.fabric.layout import (
     SLOT_BITS,
 )
 from innkeeper.fabric.marks import Marks, Slots
+from innkeeper.fabric.meta import GroupRow
 from innkeeper.fabric.rewrite import NOTHING, write_generation
-from innkeeper.fabric.store import LIVE, GroupRow
+from innkeeper.fabric.space import Limits
+from innkeeper.fabric.store import LIVE
 from innkeeper.fabric.upkeep import PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
+from innkeeper.system.clock import Activity
+from innkeeper.system.files import Io
 
 CLOSING = "closing"
 COMPACT_BELOW = 0.6
@@ -39,29 +44,68 @@ COMPACT_BELOW = 0.6
 SWEEP_AT = 2.0
 """Stored bytes, as a multiple of those found live, from which a sweep is due."""
 SWEEP_FROM_BYTES = 1 << 30
+LOOK_S = 10.0
+MOST_REST_S = 2.0
 
 
 class PoolSweep(PoolUpkeep):
     """Taking back what nothing stands on."""
 
     _live_bytes = 0
+    _sweeper: Activity | None = None
+    sweep_problem: Problem | None = None
+    paused = False
+    """Background work but the drain rests."""
+
+    def __init__(self, io: Io, path: str, limits: Limits) -> None:
+        self._one_sweep = threading.Lock()
+        super().__init__(io, path, limits)
 
     def sweep_is_due(self) -> bool:
         stored = sum(row.size_bytes for row in list(self.store.rows.values()))
         return self.sweep_wanted or stored > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
 
-    def _sweep_step(self) -> None:
-        try:
-            self.sweep()
-        except Problem as problem:
-            self.drain_problem = problem
+    def start_upkeep(self) -> None:
+        super().start_upkeep()
+        self._sweeper = self.io.scheduler.start("fabric-sweep", self._sweep_step)
 
-    def sweep(self, compact_below: float = COMPACT_BELOW) -> dict[str, Any]:
+    def stop_upkeep(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.stop()
+            self._sweeper = None
+        super().stop_upkeep()
+
+    def wake_sweeper(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.kick()
+
+    def _sweep_step(self) -> float:
+        short = self._room_is_short()
+        if self.read_only or not self.sweep_is_due() or (self.paused and not short):
+            return LOOK_S
+        try:
+            self.sweep(gentle=not short)
+        except Problem as problem:
+            self.sweep_problem = problem
+            return LOOK_S
+        self.sweep_problem = None
+        return LOOK_S
+
+    def rest_after(self, work_s: float) -> float:
+        """How long background work rests for the foreground's sake; the curator knows."""
+        return 0.0
+
+    def sweep(self, compact_below: float = COMPACT_BELOW, *, gentle: bool = False) -> dict[str, Any]:
         """Take back dead space; for worker threads. Returns groups removed and compacted and bytes freed.
 
-        Raises ``Corrupt`` (nothing is reclaimed while a map cannot be read), ``NoSpace``, ``Failed``.
+        ``gentle``: with rests for the foreground. Raises ``Corrupt`` (nothing is reclaimed while a map cannot be read),
+        ``NoSpace``, ``Failed``.
         """
         self._check_writable()
+        with self._one_sweep:  # what one has chosen must not be freed for another by the end of a third
+            return self._sweep(compact_below, gentle)
+
+    def _sweep(self, compact_below: float, gentle: bool) -> dict[str, Any]:
         self.sweep_wanted = False
         with self.catalog.admin, self.lock:
             self.catalog.collect()
@@ -70,6 +114,7 @@ class PoolSweep(PoolUpkeep):
             with self.maintenance:
                 marks, chosen, holds = self._choose(compact_below)
             for number in chosen:
+                began = self.io.clock.monotonic()
                 with self.maintenance:
                     if frozenset(self.catalog.holds) != holds:
                         break
@@ -85,6 +130,8 @@ class PoolSweep(PoolUpkeep):
                         self._remove(row, table)
                         removed += 1
                     freed += before - after
+                if gentle:
+                    self.io.clock.sleep(min(MOST_REST_S, self.rest_after(self.io.clock.monotonic() - began)))
         except OSError as refused:
             if refused.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace("pool.full", f"the sweep of {self.path} has no room", cause=str(refused)) from refused
@@ -93,6 +140,10 @@ class PoolSweep(PoolUpkeep):
             for row in self.store.rows.values():
                 if row.state == CLOSING:
                     row.state = LIVE
+        self.meters.sweeps += 1
+        self.meters.groups_removed += removed
+        self.meters.groups_compacted += compacted
+        self.meters.swept_bytes += freed
         if freed:
             self.on_room()
         return {"groups_removed": removed, "groups_compacted": compacted, "freed_bytes": freed}
@@ -105,11 +156,11 @@ class PoolSweep(PoolUpkeep):
             held_roots = [self.catalog.snapshots[each].frozen.view.root for each in set(self.catalog.holds.values())]
         marks = Marks.of_roots(self.store, roots)
         held = set(Marks.of_roots(self.store, held_roots).live)
-        open_number = self.writer.number
+        open_numbers = self.writers.numbers
         chosen: list[tuple[float, int]] = []
         live_total = 0
         for number, row in sorted(self.store.rows.items()):
-            if number == open_number:
+            if number in open_numbers:
                 live_total += row.size_bytes
                 continue
             table = self.store.table(number)
@@ -155,19 +206,22 @@ class PoolSweep(PoolUpkeep):
         path = group_path(device.groups, row.number, row.generation + 1)
         try:
             fresh = write_generation(self.io.files, path, self.pool_id, row, table, live, instead)
-            self.io.files.sync_dir(device.groups)
-            fresh = replace(fresh, device=device.id)
-            with self.catalog.admin, self.catalog.meta.transaction() as change:
-                change.put_group(fresh.number, fresh.generation, LIVE, fresh.size_bytes, fresh.last_frame, device.id)
+            self.swap_in(replace(fresh, device=device.id))
         except BaseException:
             with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
                 self.io.files.unlink(path)
             raise
-        old_path = self.store.path(row.number)
-        self.store.rows[row.number] = fresh
-        self.store.forget(row.number)
-        self.io.files.unlink(old_path)
         return fresh.size_bytes
+
+    def swap_in(self, fresh: GroupRow) -> None:
+        """Let a group's next generation, which is written and synced, take the present one's place."""
+        self.io.files.sync_dir(self.devices.all[fresh.device].groups)
+        with self.catalog.admin, self.catalog.meta.transaction() as change:
+            change.put_group(fresh)
+        old_path = self.store.path(fresh.number)
+        self.store.rows[fresh.number] = fresh
+        self.store.forget(fresh.number)
+        self.io.files.unlink(old_path)
 
     def _forget_hashes(self, table: SlotTable, live: Slots) -> None:
         gone = []

@@ -2,7 +2,8 @@
 
 Nutanix's rules, as published: above 75 % of the fast tier the coldest data goes down, the larger of "to 75 %" and 15 %
 of the tier; data on the slow tier that was touched 3 times at random, or 10 times by long reads, within 10 minutes goes
-up, where a touch is a span of 10 s in which it was read, however often. A device that is being drained gives up all.
+up, where a touch is a span of 10 s in which it was read, however often. A device that is being drained gives up all,
+and what is bound to a tier goes there and stays, as long as that has room.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
-    """A group that may be moved: where it is, its bytes, when it was last touched (s), whether it is wanted up."""
+    """A group that may be moved: where it is, its bytes, when it was last touched (s), whether it is wanted up.
+
+    ``bound``: the tier that it is to stay on whatever its heat; "" for none.
+    """
 
     number: int
     device: str
     size_bytes: int
     touched_at: float = 0.0
     hot: bool = False
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,14 @@ class Heat:
                 return True
         return False
 
+    def touches(self, now: float) -> dict[int, int]:
+        """How often each group was touched of late, as far as that is kept."""
+        counts: dict[int, int] = {}
+        for kept in (self.random, self.bulk):
+            for number, times in kept.items():
+                counts[number] = counts.get(number, 0) + sum(1 for at in times if at >= now - WINDOW_S)
+        return {number: count for number, count in counts.items() if count}
+
     def warm(self, now: float) -> set[int]:
         """All that is ``hot``."""
         return {number for number in (*self.random, *self.bulk) if self.hot(number, now)}
@@ -108,6 +121,7 @@ def plan(devices: Sequence[DeviceFacts], groups: Sequence[GroupFacts]) -> list[M
     """The moves worth making now, the most urgent first; free space is counted down as they are planned."""
     planner = _Planner(devices, sorted(groups, key=lambda group: (group.touched_at, group.number)))
     planner.drain()
+    planner.bind()
     planner.down()
     planner.up()
     return planner.moves
@@ -133,6 +147,13 @@ class _Planner:
                 to = self._target(here.tier, size, FULL_PERCENT) or self._target(other, size, FULL_PERCENT)
                 self._move(group, to)
 
+    def bind(self) -> None:
+        """What is bound to another tier than it is on goes there."""
+        for group in self._groups:
+            here = self._by_id[group.device]
+            if group.bound not in ("", here.tier) and here.state == ONLINE:
+                self._move(group, self._target(group.bound, group.size_bytes, FULL_PERCENT, here))
+
     def down(self) -> None:
         """The coldest of fast devices that are too full go down."""
         for device in self._online:
@@ -143,7 +164,7 @@ class _Planner:
             for group in self._groups:
                 if wanted <= 0:
                     break
-                if group.device != device.id or group.hot:
+                if group.device != device.id or group.hot or group.bound:
                     continue
                 if self._move(group, self._target(SLOW, group.size_bytes, FULL_PERCENT, device)):
                     wanted -= group.size_bytes
@@ -152,7 +173,7 @@ class _Planner:
         """What is hot on slow devices goes up, the hottest first."""
         for group in reversed(self._groups):
             here = self._by_id[group.device]
-            if group.hot and here.tier == SLOW and here.state == ONLINE:
+            if group.hot and not group.bound and here.tier == SLOW and here.state == ONLINE:
                 self._move(group, self._target(FAST, group.size_bytes, HIGH_PERCENT, here))
 
     def _target(self, tier: str, size: int, percent: int, away_from: DeviceFacts | None = None) -> DeviceFacts | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.devices import DRAINING, HOME, ONLINE, Device
 from innkeeper.fabric.marks import Marks, present
+from innkeeper.fabric.space import Limits
 from innkeeper.fabric.sweep import PoolSweep
 from innkeeper.fabric.tiering import TOUCH_S, DeviceFacts, GroupFacts, Heat, Move, due, plan
 from innkeeper.model.problems import Failed, NoSpace, Problem
@@ -72,7 +72,7 @@ class PoolTiers(PoolSweep):
                     remedy="add another device first, or remove disks",
                 )
             self.devices.change(device_id, DRAINING)
-            self.writer.leave(device_id)
+            self.writers.leave(device_id)
         self._wake()
 
     def device_ls(self) -> list[dict[str, Any]]:
@@ -112,14 +112,15 @@ class PoolTiers(PoolSweep):
 
     def _tier_step(self) -> float:
         """One move if one is due; a plan every ``TOUCH_S``."""
-        if self.read_only or len(self.devices.all) == 1:
-            self.store.touched, self.store.scanned = set(), set()
+        if self.read_only or self.paused or len(self.devices.all) == 1:
+            self._sample()
             return TOUCH_S
         try:
             if not self._moves:
                 if self.io.clock.monotonic() - self._sampled_at < TOUCH_S and self._sampled_at:
                     return TOUCH_S
                 self._moves = self._plan()
+            began = self.io.clock.monotonic()
             if self._moves:
                 self._move_next()
             self._let_go_of_empty()
@@ -128,30 +129,36 @@ class PoolTiers(PoolSweep):
             self.tier_problem = problem
             return TOUCH_S
         self.tier_problem = None
-        return 0.0 if self._moves else TOUCH_S
+        return self.rest_after(self.io.clock.monotonic() - began) if self._moves else TOUCH_S
 
     def _plan(self) -> list[Move]:
-        now = self._sampled_at = self.io.clock.monotonic()
-        touched, self.store.touched = self.store.touched, set()
-        scanned, self.store.scanned = self.store.scanned, set()
-        self.heat.sample(now, touched, scanned)
+        now = self._sample()
         devices = [self._facts_of(device) for device in self.devices.all.values()]
         hot = self.heat.warm(now)
-        if not due(devices, bool(hot)):
+        bound = any(row.tier for row in list(self.store.rows.values()))
+        if not due(devices, bool(hot) or bound):
             return []
         with self.maintenance:
             rows = dict(self.store.rows)
             try:
-                still = {self.writer.number, *self._held_groups()}
+                still = self.writers.numbers | self._held_groups()
             except OSError as refused:
                 raise _move_problem(refused, self.devices.all[HOME]) from refused
         self.heat.forget(rows)
         groups = [
-            GroupFacts(number, row.device, row.size_bytes, self.heat.last.get(number, 0.0), number in hot)
+            GroupFacts(number, row.device, row.size_bytes, self.heat.last.get(number, 0.0), number in hot, row.tier)
             for number, row in rows.items()
             if number not in still
         ]
         return plan(devices, groups)
+
+    def _sample(self) -> float:
+        """Note which groups were read since the last look; the time of it."""
+        now = self._sampled_at = self.io.clock.monotonic()
+        touched, self.store.touched = self.store.touched, set()
+        scanned, self.store.scanned = self.store.scanned, set()
+        self.heat.sample(now, touched, scanned)
+        return now
 
     def _facts_of(self, device: Device) -> DeviceFacts:
         volume, total, free = self.devices.room(device)
@@ -174,10 +181,11 @@ class PoolTiers(PoolSweep):
                 return 0
             state = row.state
             try:
-                if move.number == self.writer.number or move.number in self._held_groups():
+                if move.number in self.writers.numbers or move.number in self._held_groups():
                     return 0
                 table = self.store.table(move.number)
-                self.rewrite(row, table, present(table), device)
+                self.meters.moved_bytes += self.rewrite(row, table, present(table), device)
+                self.meters.groups_moved += 1
             except OSError as refused:
                 self._moves = []
                 raise _move_problem(refused, device) from refused

@@ -8,13 +8,20 @@ trimmed.
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 
+from innkeeper.fabric.catalog import Disk
 from innkeeper.fabric.control import PoolControl
-from innkeeper.fabric.groupwriter import Written
+from innkeeper.fabric.drain import Drained
+from innkeeper.fabric.groupwriter import GroupWriter, Written
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import Root
+from innkeeper.fabric.maps import DataCount
+from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Failed, NoSpace, Problem
 from innkeeper.system.clock import Activity
+from innkeeper.system.files import Io
 
 DRAIN_AT = 0.4
 """Share of the log's bound from which the drain works without being asked."""
@@ -31,7 +38,13 @@ class PoolUpkeep(PoolControl):
     _drainer_activity: Activity | None = None
     _writer_activity: Activity | None = None
     _last_drain = 0.0
+    _asked: set[str]
+    """Disks whose writes somebody waits to see drained."""
     drain_problem: Problem | None = None
+
+    def __init__(self, io: Io, path: str, limits: Limits) -> None:
+        self._asked = set()
+        super().__init__(io, path, limits)
 
     def start_upkeep(self) -> None:
         """Start the background activities: write-out of the log, and the drain."""
@@ -52,6 +65,12 @@ class PoolUpkeep(PoolControl):
         if self._drainer_activity is not None and self._log_is_long():
             self._drainer_activity.kick()
 
+    def ask_for_drain(self, disks: Iterable[Disk]) -> None:
+        """Have the disks' writes drained soon; cheap, for the event loop."""
+        self._asked.update(disk.id for disk in disks)
+        if self._drainer_activity is not None:
+            self._drainer_activity.kick()
+
     def _log_is_long(self) -> bool:
         return self.log.used_bytes > self.limits.log_bytes * DRAIN_AT
 
@@ -69,6 +88,8 @@ class PoolUpkeep(PoolControl):
     def _drain_step(self) -> float:
         """Drain one layer when the log is long, when room is short, or when nothing was drained for a while."""
         idle = self.io.clock.monotonic() - self._last_drain > IDLE_DRAIN_S
+        if self._asked and not self.read_only:
+            return self._drain_asked()
         if self.read_only or not (self._log_is_long() or idle or (self.sweep_wanted and self._room_is_short())):
             return REST_S
         try:
@@ -80,32 +101,63 @@ class PoolUpkeep(PoolControl):
             return RETRY_S
         self.drain_problem = None
         if self.sweep_is_due():
-            self._sweep_step()
+            self.wake_sweeper()
         if worked and self._log_is_long():
             return 0.0
         self._last_drain = self.io.clock.monotonic()
         return REST_S
 
+    def data_below(self, root: Root) -> int:
+        """Data bytes below a root; walks its maps where no commit has counted them. Raises ``Corrupt``, ``OSError``."""
+        known = self.catalog.counts.get(root.entry)
+        if known is None:
+            known = self.catalog.counts[root.entry] = DataCount(self.store).of(root)
+        return known
+
+    def count_data(self) -> None:
+        """Count what no commit has: the disks of a pool that an earlier version wrote, or whose meta was rebuilt."""
+        for disk in self.catalog.disks.values():
+            with suppress(Problem, OSError):  # a damaged map is told where it is read
+                self.data_below(disk.open.view.root)
+
     def sweep_is_due(self) -> bool:
         """Whether a sweep would be worth its work; the sweep knows."""
         return False
 
-    def _sweep_step(self) -> None:
-        """One sweep; the sweep knows how."""
+    def wake_sweeper(self) -> None:
+        """Have a sweep soon; the sweep knows how."""
 
     # -- draining --------------------------------------------------------------------------------------------------
 
-    def drain(self) -> dict[str, int]:
-        """Drain everything written before the call; for worker threads. Returns ``{"layers": n}``.
+    def _drain_asked(self) -> float:
+        asked, self._asked = self._asked, set()
+        try:
+            self.drain(asked)
+        except Problem as problem:
+            self.drain_problem = problem
+            self._asked |= asked
+            return RETRY_S
+        self.drain_problem = None
+        self.on_room()
+        return 0.0
 
-        Raises ``Corrupt`` where a page of the log is damaged, ``NoSpace``, ``Failed``.
+    def drain(self, disk_ids: Collection[str] | None = None) -> dict[str, int]:
+        """Drain everything written before the call, or what those disks have; for worker threads.
+
+        Returns ``{"layers": n}``. Raises ``Corrupt`` where a page of the log is damaged, ``NoSpace``, ``Failed``.
         """
         self._check_writable()
         with self.catalog.admin, self.lock:
             sequence = self.append_pending()
-            for disk in self.catalog.disks.values():
+            disks = [disk for disk in self.catalog.disks.values() if disk_ids is None or disk.id in disk_ids]
+            for disk in disks:
                 self.catalog.seal(disk, sequence)
-            todo = [layer for layer in self.catalog.layers if layer.seal_seq is not None]
+            wanted = {layer for disk in disks for layer in _chain(disk.open)}
+            todo = [
+                layer
+                for layer in self.catalog.layers
+                if layer.seal_seq is not None and (disk_ids is None or layer in wanted)
+            ]
         layers = 0
         while layer := self._bottom_of(todo):
             self._drain_layer(layer)
@@ -142,11 +194,13 @@ class PoolUpkeep(PoolControl):
             if layer.gone or layer.base is not None:
                 return
             with self.catalog.admin:
-                policy = self.catalog.policy_of(layer)
+                policy, tier = self.catalog.policy_of(layer), self.catalog.tier_of_layer(layer)
+            writer = self.writers.of(tier)
+            began, put_before = self.io.clock.monotonic(), writer.put_bytes
             try:
-                root = self.drainer.drain(layer, policy)
-                self.writer.sync()
-                self._commit(layer, root)
+                drained = self.drainer.drain(layer, policy, writer)
+                writer.sync()
+                self._commit(layer, drained, writer)
             except OSError as refused:
                 self.drainer.abandon()
                 raise _drain_problem(refused, self.path) from refused
@@ -154,28 +208,29 @@ class PoolUpkeep(PoolControl):
                 self.drainer.abandon()
                 raise
             self.drainer.committed()
+            self.meters.drain_s.add(self.io.clock.monotonic() - began)
+            self.meters.drained_pages += len(layer.pages)
+            self.meters.put_bytes += writer.put_bytes - put_before
         self.on_room()
 
-    def _commit(self, layer: Layer, root: Root) -> None:
+    def _commit(self, layer: Layer, drained: Drained, writer: GroupWriter) -> None:
         catalog = self.catalog
         with catalog.admin:
             if layer.gone:
                 self.drainer.abandon()
                 return
-            layers, snapshots = catalog.rebase(layer, root)
+            layers, snapshots = catalog.rebase(layer, drained.root)
             catalog.layers.pop(layer, None)
+            catalog.counts[drained.root.entry] = self.data_below(layer.root) + drained.added_bytes
             try:
-                written = self.writer.commit(catalog.notes(layer.seal_seq or 0))
+                written = writer.commit(catalog.notes(layer.seal_seq or 0))
                 with self.lock:  # between an append and its entry in a layer nobody knows that it is needed
                     needed = catalog.oldest_needed(self.log.sequence)
                 with catalog.meta.transaction() as change:
                     catalog.write_all(change)
                     change.put("log_needed_from", needed)
                     for each in written:
-                        row = each.row
-                        change.put_group(
-                            row.number, row.generation, row.state, row.size_bytes, row.last_frame, row.device
-                        )
+                        change.put_group(each.row)
             except BaseException:
                 catalog.layers[layer] = None
                 catalog.unrebase(layer, layers, snapshots)
@@ -204,6 +259,13 @@ class PoolUpkeep(PoolControl):
         for each in written:
             self.store.rows[each.row.number] = each.row
             self.store.extend(each.row.number, each.first_slot, each.rows, each.aux)
+
+
+def _chain(layer: Layer | None) -> Iterator[Layer]:
+    """A layer and those under it."""
+    while layer is not None:
+        yield layer
+        layer = layer.base
 
 
 def _drain_problem(refused: OSError, path: str) -> Problem:

@@ -83,7 +83,7 @@ class Volume:
         pool = self._pool
         if not length:
             return
-        pool.admit(length + PAGE)
+        pool.admit(disk, length + PAGE)
         if offset % PAGE or length % PAGE:
             offset, data = self._merged(offset, data)
             length = len(data)
@@ -124,6 +124,14 @@ class Volume:
         if count > 0:
             with self._pool.lock:
                 self._pool.stage_record(disk.open, Record(disk.number, disk.epoch, ZERO, page, count))
+
+    def log_room(self) -> int:
+        """Bytes that it may stage before the log pushes back; at most 0 when it does."""
+        return self._pool.log_room() if self._disk is None else self._pool.log_room_of(self._disk)
+
+    def waits_for_drain(self, length: int) -> bool:
+        """Whether a write of ``length`` bytes has to wait for a drain, which then tells whether there is room."""
+        return self._disk is not None and self._pool.waits_for_drain(self._disk, length + PAGE)
 
     def _merged(self, offset: int, data: Buffer) -> tuple[int, bytes]:
         """``data`` widened to whole pages with what the disk has there, staged writes included."""

@@ -41,6 +41,7 @@ def examine(facts: HostFacts) -> list[Check]:
         *_services(facts),
         *_foreign(facts),
         *_pool(facts),
+        *_qos(facts),
     ]
     return sorted(checks, key=lambda check: not check.essential)
 
@@ -279,4 +280,17 @@ def _pool(facts: HostFacts) -> list[Check]:
             cause=facts.pool_problem,
             remedy="run 'inn pool show default' and 'inn pool scrub default'; look at the medium's health",
         )
+    ]
+
+
+def _qos(facts: HostFacts) -> list[Check]:
+    return [
+        Check(
+            name="qos",
+            state="warning",
+            detail=alarm,
+            cause="the pool has no more to give, though others are held back",
+            remedy="lower the minimum, bound other disks with a maximum, or give the pool faster devices",
+        )
+        for alarm in facts.qos_alarms
     ]

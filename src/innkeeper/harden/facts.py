@@ -57,6 +57,8 @@ class HostFacts:
     """What other firewall policies do to the guests' traffic: (finding, remedy)."""
     pool_problem: str | None = None
     """What the storage fabric says is wrong with its pool."""
+    qos_alarms: tuple[str, ...] = ()
+    """Minimums of QoS policies that cannot be held."""
 
 
 def gather(
@@ -67,6 +69,7 @@ def gather(
     gateways: tuple[tuple[str, str], ...] = (),
     foreign_drops: tuple[tuple[str, str], ...] = (),
     pool_problem: str | None = None,
+    qos_alarms: tuple[str, ...] = (),
 ) -> HostFacts:
     """Look at this host.
 
@@ -94,6 +97,7 @@ def gather(
         listeners=_foreign_listeners(state),
         foreign_drops=foreign_drops,
         pool_problem=pool_problem,
+        qos_alarms=qos_alarms,
     )
 
 

@@ -7,91 +7,44 @@ named by id or name. Sizes are bytes. Names are checked here, so that services c
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from innkeeper.model.names import check_image_name, check_labels, check_name
-from innkeeper.model.problems import Invalid
+from innkeeper.model.request_types import (
+    Cpus,
+    DiskBytes,
+    HostPath,
+    ImageName,
+    Ipv4,
+    Labels,
+    MemoryBytes,
+    Name,
+    Port,
+    Ref,
+    ResourceSet as ResourceSet,
+    Subnet,
+)
 from innkeeper.model.resources import (
     CheckpointKind,
     CloudInit,
-    Compression,
     Firmware,
     Guards,
     MacAddress,
     Part,
     SwitchKind,
-    Tier,
 )
-from innkeeper.model.sizes import MIB, TIB
-
-MAX_DISK_BYTES = 64 * TIB
-MAX_MEMORY_BYTES = 16 * TIB
-
-
-def _name(value: str) -> str:
-    try:
-        return check_name(value)
-    except Invalid as wrong:
-        raise ValueError(f"{value!r} is not a valid name: {wrong.cause}") from wrong
-
-
-def _image_name(value: str) -> str:
-    try:
-        return check_image_name(value)
-    except Invalid as wrong:
-        raise ValueError(f"{value!r} is not a valid image name; write for example debian/12") from wrong
-
-
-def _labels(value: dict[str, str]) -> dict[str, str]:
-    try:
-        return check_labels(value)
-    except Invalid as wrong:
-        raise ValueError(wrong.detail) from wrong
-
-
-def _ipv4(value: str) -> str:
-    return str(ipaddress.IPv4Address(value))
-
-
-def _subnet(value: str) -> str:
-    network = ipaddress.IPv4Network(value)
-    if not 8 <= network.prefixlen <= 29:
-        raise ValueError(f"{value} must be between /8 and /29")
-    return str(network)
-
-
-def _absolute(value: str) -> str:
-    if not value.startswith("/") or "\0" in value:
-        raise ValueError(f"{value!r} is not an absolute path")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-ImageName = Annotated[str, AfterValidator(_image_name)]
-Labels = Annotated[dict[str, str], AfterValidator(_labels)]
-Ref = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/-]*$")]
-"""An id or a name."""
-Ipv4 = Annotated[str, AfterValidator(_ipv4)]
-Subnet = Annotated[str, AfterValidator(_subnet)]
-HostPath = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(_absolute)]
-DiskBytes = Annotated[int, Field(ge=512, le=MAX_DISK_BYTES, multiple_of=512)]
-MemoryBytes = Annotated[int, Field(ge=32 * MIB, le=MAX_MEMORY_BYTES, multiple_of=MIB)]
-CacheBytes = Annotated[int, Field(ge=8 * MIB, le=MAX_MEMORY_BYTES)]
-ZstdLevel = Annotated[int, Field(ge=1, le=19)]
-Cpus = Annotated[int, Field(ge=1, le=512)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-class ResourceSet(Part):
-    """What can be changed of every resource that has nothing else to set."""
-
-    name: Name | None = None
-    labels: Labels | None = None
-    """All labels anew, not a difference."""
-
+from innkeeper.model.sizes import MIB
+from innkeeper.model.storage_requests import (
+    DiskCreate as DiskCreate,
+    DiskSet as DiskSet,
+    PoolDeviceAdd as PoolDeviceAdd,
+    PoolSet as PoolSet,
+    QosCreate as QosCreate,
+    QosSet as QosSet,
+    StorageCreate as StorageCreate,
+    StorageSet as StorageSet,
+)
 
 # --- guests ----------------------------------------------------------------------------------------------------------
 
@@ -231,54 +184,6 @@ class CheckpointCreate(Part):
 
 
 # --- disks and images ------------------------------------------------------------------------------------------------
-
-
-class StorageCreate(Part):
-    """A policy that disks live under."""
-
-    name: Name
-    labels: Labels = Field(default_factory=dict)
-    compression: Compression = "lz4"
-    level: ZstdLevel | None = None
-    """Of zstd: 1 is fast, 19 is small; 3 when absent."""
-    dedup: bool = True
-
-
-class StorageSet(ResourceSet):
-    """Changes to a storage; what is written from then on follows them, what is stored stays as it is."""
-
-    compression: Compression | None = None
-    level: ZstdLevel | None = None
-    dedup: bool | None = None
-
-
-class PoolSet(ResourceSet):
-    """Changes to a pool. ``cache_bytes`` takes effect at once; ``null`` is the fabric's own choice."""
-
-    cache_bytes: CacheBytes | None = None
-
-
-class PoolDeviceAdd(Part):
-    """A directory to take into a pool: empty, or not there yet; best the root of a file system of its own."""
-
-    path: HostPath
-    tier: Tier = "slow"
-
-
-class DiskCreate(Part):
-    """A new disk: empty, or with an image's content (``size_bytes`` then grows it; the image's size when absent)."""
-
-    name: Name
-    labels: Labels = Field(default_factory=dict)
-    size_bytes: DiskBytes | None = None
-    storage: Ref | None = None
-    image: Ref | None = None
-
-    @model_validator(mode="after")
-    def _sized(self) -> DiskCreate:
-        if self.size_bytes is None and self.image is None:
-            raise ValueError("an empty disk needs size_bytes")
-        return self
 
 
 class DiskResize(Part):

@@ -187,12 +187,35 @@ class Checkpoint(Resource):
 
 
 class Storage(Resource):
-    """A policy that disks live under (what the seed calls a container); ``level`` counts for zstd only."""
+    """A policy that disks live under (what the seed calls a container); ``level`` counts for zstd only.
+
+    Data that was not read for ``cold_after_s`` is packed again with zstd at ``cold_level``. ``quota_bytes`` bounds what
+    its disks hold together, before deduplication and compression; ``reservation_bytes`` is kept free for them. ``tier``
+    and ``qos_id`` are for disks without their own.
+    """
 
     kind: ClassVar[str] = "storage"
     compression: Compression = "lz4"
     level: int = Field(default=0, ge=0, le=19)
     dedup: bool = True
+    cold_level: int | None = Field(default=None, ge=1, le=19)
+    cold_after_s: float = Field(default=259_200.0, ge=0)
+    quota_bytes: int | None = Field(default=None, ge=1)
+    reservation_bytes: int | None = Field(default=None, ge=1)
+    tier: Tier | None = None
+    qos_id: Uuid | None = None
+
+
+class Qos(Resource):
+    """A QoS policy: bounds in normalised I/Os (every 8 KiB is one) and bytes a second, for each of its disks, or
+    aggregated for all of them together. ``burst_s`` seconds of a maximum may be saved up."""
+
+    kind: ClassVar[str] = "qos"
+    max_iops: int | None = Field(default=None, ge=1)
+    min_iops: int | None = Field(default=None, ge=1)
+    max_bytes_per_s: int | None = Field(default=None, ge=1)
+    burst_s: float = Field(default=1.0, ge=0.05, le=3600)
+    aggregated: bool = False
 
 
 class Pool(Resource):
@@ -214,6 +237,11 @@ class Disk(Resource):
     role: Literal["data", "nvram", "image"] = "data"
     snapshots: dict[str, str] = Field(default_factory=dict)
     """Snapshots that people made, name -> fabric snapshot id."""
+    tier: Tier | None = None
+    """Where its data stays; None: as its storage says."""
+    thick: bool = False
+    """All of its size is kept free for it."""
+    qos_id: Uuid | None = None
     ready: bool = False
 
 
@@ -373,5 +401,5 @@ class Task(Resource):
 
 
 KINDS: dict[str, type[Resource]] = {
-    kind.kind: kind for kind in (Vm, Checkpoint, Image, Disk, Storage, Switch, Nic, Repository, Backup, Task)
+    kind.kind: kind for kind in (Vm, Checkpoint, Image, Disk, Storage, Qos, Pool, Switch, Nic, Repository, Backup, Task)
 }

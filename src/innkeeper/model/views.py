@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from innkeeper.model.resources import Disk, Nic, Part, Pool, Storage, Switch, Tier, Uuid, Vm
+from innkeeper.model.resources import Disk, Nic, Part, Pool, Qos, Storage, Switch, Tier, Uuid, Vm
 
 
 class Plan(Part):
@@ -78,10 +78,41 @@ class Figures(Part):
     compression_ratio: float
 
 
+class DiskPlace(Part):
+    """How much of what a disk reaches is on a device; what it shares with others counts whole."""
+
+    device: str
+    path: str
+    tier: Tier
+    stored_bytes: int
+    groups: int
+
+
+class DiskActivity(Part):
+    """What a disk's user asked for since the fabric started. ``waits``: how often a QoS policy, or the log, held
+    requests back; latencies are means, in ms."""
+
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+    flushes: int
+    waits: int
+    read_ms: float
+    write_ms: float
+    flush_ms: float
+
+
 class DiskDetail(Disk):
-    """A disk with what it holds and takes; None while it is being made."""
+    """A disk with what it holds and takes, and where; None while it is being made, or was not used.
+
+    ``promised_bytes`` is what is kept free for a thick one.
+    """
 
     figures: Figures | None = None
+    places: list[DiskPlace] = Field(default_factory=list)
+    promised_bytes: int = 0
+    activity: DiskActivity | None = None
 
 
 class StorageDetail(Storage):
@@ -90,6 +121,47 @@ class StorageDetail(Storage):
     disks: int = 0
     logical_bytes: int = 0
     figures: Figures
+
+
+class QosFlow(Part):
+    """What is under a policy now: a disk, or all of an aggregated one's (``disk_id`` None), and what it takes.
+
+    ``minimum_missed``: the minimum cannot be held, though others were held back for it.
+    """
+
+    disk_id: Uuid | None
+    iops: float
+    minimum_missed: bool
+
+
+class QosDetail(Qos):
+    """A QoS policy with the disks under it, and those of them that are in use."""
+
+    disk_ids: list[Uuid] = Field(default_factory=list)
+    flows: list[QosFlow] = Field(default_factory=list)
+
+
+class CuratorFacts(Part):
+    """Background work on what is stored. ``left_*``: what of the present pass is to be packed anew; the rest since the
+    fabric started."""
+
+    paused: bool
+    pass_at: datetime | None = None
+    left_groups: int = 0
+    left_bytes: int = 0
+    groups_recoded: int = 0
+    recoded_bytes: int = 0
+
+
+class HotGroup(Part):
+    """A group that is read much: ``touches`` is in how many spans of 10 s of the last 10 minutes, 3 at most."""
+
+    number: int
+    device: str
+    tier: Tier
+    size_bytes: int
+    touches: int
+    disk_ids: list[Uuid] = Field(default_factory=list)
 
 
 class CacheFacts(Part):
@@ -147,6 +219,9 @@ class PoolDetail(Pool):
     scrubbed_at: datetime | None = None
     figures: Figures
     cache: CacheFacts
+    promised_bytes: int = 0
+    """Kept free for thick disks and storages' reservations."""
+    curator: CuratorFacts | None = None
     devices: list[PoolDevice] = Field(default_factory=list)
     problem: str | None = None
 

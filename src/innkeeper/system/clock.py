@@ -23,6 +23,12 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never go backwards."""
 
+    def busy(self) -> float:
+        """Seconds of processor time that this process has taken."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+
 
 class RealClock:
     """The machine's clocks."""
@@ -32,6 +38,13 @@ class RealClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def busy(self) -> float:
+        return time.process_time()
+
+    def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            time.sleep(seconds)
 
 
 class SimulatedClock:
@@ -45,6 +58,12 @@ class SimulatedClock:
 
     def monotonic(self) -> float:
         return self._now
+
+    def busy(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
         self._now += seconds

@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from image_files import MIB, compressed, qcow2_file, raw_file, sparse_content
 
 from innkeeper.compute.images import importer

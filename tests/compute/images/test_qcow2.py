@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 
 from innkeeper.compute.images import qcow2
 from innkeeper.model.problems import Corrupt, Invalid, Problem, Refused

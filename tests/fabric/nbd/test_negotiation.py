@@ -8,8 +8,7 @@ import struct
 import pytest
 from nbd_lab import MIB, NbdLab, RawClient
 
-from innkeeper.fabric.nbd import protocol as p
-from innkeeper.fabric.nbd import server
+from innkeeper.fabric.nbd import protocol as p, server
 
 
 def go_data(name: bytes, infos: bytes = bytes(2)) -> bytes:

@@ -7,12 +7,11 @@ import random
 import resource
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from nbd_lab import MIB, NbdLab
 
-from innkeeper.fabric.core import Limits
 from innkeeper.fabric.nbd import protocol as p
+from innkeeper.fabric.space import Limits
 
 SIZE = 4 * MIB
 READ, WRITE, FLUSH, TRIM, ZEROES = (

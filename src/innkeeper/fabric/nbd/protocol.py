@@ -6,6 +6,8 @@ import errno
 from enum import IntEnum, IntFlag
 from struct import Struct
 
+from innkeeper.model.problems import Invalid, NoSpace, Problem, Refused, Unavailable
+
 GREETING_MAGIC = b"NBDMAGIC"
 OPTION_MAGIC = b"IHAVEOPT"
 OPTION_REPLY_MAGIC = 0x3E889045565A9
@@ -133,3 +135,16 @@ COMMAND_FLAGS: dict[int, int] = {
 }
 """The flags that a command may carry: FUA on every one, as the protocol asks. Plain numbers: ``~`` of an ``IntFlag``
 knows only its own bits in some versions of Python."""
+
+
+def error_of(problem: Problem) -> NbdError:
+    """The protocol's error for a problem."""
+    if isinstance(problem, NoSpace):
+        return NbdError.ENOSPC
+    if isinstance(problem, Refused):
+        return NbdError.EPERM
+    if isinstance(problem, Invalid):
+        return NbdError.EINVAL
+    if isinstance(problem, Unavailable):
+        return NbdError.ESHUTDOWN
+    return NbdError.EIO

@@ -8,7 +8,11 @@ import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
+from typing import Any
 
+from innkeeper.fabric.catalog import Attachment
+from innkeeper.fabric.meters import DiskMeter
+from innkeeper.fabric.nbd.gate import Gate
 from innkeeper.fabric.nbd.negotiation import HANDSHAKE_TIMEOUT_S, Agreed, Hangup, Negotiation
 from innkeeper.fabric.nbd.session import Session
 from innkeeper.fabric.nbd.turn import Turn
@@ -42,12 +46,16 @@ class NbdServer:
         self._loop = asyncio.get_running_loop()
         self._workers = ThreadPoolExecutor(READ_WORKERS, thread_name_prefix="nbd")
         self._turn = Turn(pool)
-        self._sessions: dict[Session, str] = {}
+        self._sessions: dict[Session, Attachment] = {}
+        self._meters: dict[str, DiskMeter] = {}
+        """By disk or snapshot."""
+        self._gate = Gate(pool, lambda: any(session.awaits_log for session in self._sessions))
         self._handshakes: set[asyncio.Task[None]] = set()
         self._shaking: Counter[int] = Counter()
         """Handshakes under way, by uid."""
         self._accepting: asyncio.Task[None] | None = None
         pool.on_room = self._room
+        pool.on_policies = self._policies_changed
 
     def start(self) -> None:
         self._listener.setblocking(False)
@@ -55,11 +63,28 @@ class NbdServer:
 
     def connections(self, attachment_id: str) -> int:
         """How many connections use the attachment."""
-        return sum(1 for used in self._sessions.values() if used == attachment_id)
+        return sum(1 for used in self._sessions.values() if used.id == attachment_id)
+
+    def facts(self) -> dict[str, Any]:
+        """What clients asked of each disk and snapshot, and how QoS policies fare. From the event loop."""
+        known = {*self._pool.catalog.disks, *self._pool.catalog.snapshots}
+        for subject in [subject for subject in self._meters if subject not in known]:
+            del self._meters[subject]
+        return {"meters": {key: meter.facts() for key, meter in self._meters.items()}, "flows": self._gate.facts()}
+
+    def _policies_changed(self) -> None:
+        """Called from whatever thread changed them."""
+        self._loop.call_soon_threadsafe(self._regulate)
+
+    def _regulate(self) -> None:
+        """Put every connection under the policy that it is to be under now."""
+        flows = self._gate.flows(list(self._sessions.values()))
+        for session, attachment in self._sessions.items():
+            session.regulate(flows[attachment.id])
 
     def drop(self, attachment_id: str) -> None:
         """Close the connections of an attachment that has ended."""
-        for session in [session for session, used in self._sessions.items() if used == attachment_id]:
+        for session in [session for session, used in self._sessions.items() if used.id == attachment_id]:
             session.close()
 
     async def close(self) -> None:
@@ -71,7 +96,8 @@ class NbdServer:
         self._turn.commit()
         for session in list(self._sessions):
             session.close()
-        self._pool.on_room = lambda: None
+        self._pool.on_room = self._pool.on_policies = lambda: None
+        self._gate.close()
         self._turn.close()
         await self._loop.run_in_executor(None, self._workers.shutdown)
 
@@ -137,9 +163,13 @@ class NbdServer:
     def _begin(self, sock: socket.socket, agreed: Agreed) -> None:
         def closed() -> None:
             self._sessions.pop(session, None)
+            self._regulate()
 
-        session = Session(sock, agreed, self._pool, self._turn, self._workers, closed)
-        self._sessions[session] = agreed.volume.attachment.id
+        attachment = agreed.volume.attachment
+        meter = self._meters.setdefault(attachment.disk_id or str(attachment.snapshot_id), DiskMeter())
+        session = Session(sock, agreed, self._pool, self._turn, self._workers, meter, closed)
+        self._sessions[session] = attachment
+        self._regulate()
         session.begin()
 
     def _open(self, name: str, uid: int) -> Volume:

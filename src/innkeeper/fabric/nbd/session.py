@@ -13,26 +13,25 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from struct import Struct, pack
+from struct import Struct
 from typing import TypeVar
 
+from innkeeper.fabric.meters import DiskMeter
+from innkeeper.fabric.nbd import replies
 from innkeeper.fabric.nbd.negotiation import Agreed
 from innkeeper.fabric.nbd.protocol import (
-    BASE_ALLOCATION_ID,
-    CHUNK_DONE,
     COMMAND_FLAGS,
     MAX_REQUEST_BYTES,
     REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
-    ChunkType,
     Command,
     CommandFlag,
     NbdError,
+    error_of,
 )
-from innkeeper.fabric.nbd.turn import Turn
+from innkeeper.fabric.nbd.turn import Due, Turn
 from innkeeper.fabric.pool import Pool
-from innkeeper.model.problems import Invalid, NoSpace, Problem, Refused, Unavailable
+from innkeeper.fabric.qos import Flow
+from innkeeper.model.problems import Invalid, Problem
 
 log = logging.getLogger(__name__)
 
@@ -49,37 +48,16 @@ _YIELD_AFTER = 256
 """Requests that one connection may have handled before the others have their turn."""
 
 _REQUEST = Struct(">IHH8sQI")
-"""``protocol.REQUEST`` with the cookie as the eight bytes that go back as they came; so the replies below."""
-_SIMPLE = Struct(">II8s")
-_CHUNK = Struct(">IHH8sI")
-_DATA_CHUNK = Struct(">IHH8sIQ")
-_ERROR_CHUNK = Struct(">IHH8sIIH")
-_DONE = pack(">II", SIMPLE_REPLY_MAGIC, 0)
-"""A simple reply without error, up to its cookie."""
+"""``protocol.REQUEST`` with the cookie as the eight bytes that go back as they came."""
 _HEADER = _REQUEST.size
 
 # The members of an enum cost ten times what an int costs; these are used for every request.
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FUA = int(CommandFlag.FUA)
-_OFFSET_DATA = int(ChunkType.OFFSET_DATA)
-
 
 Buffer = bytes | bytearray | memoryview
 Handler = Callable[[int, bytes, int, int], None]
 T = TypeVar("T")
-
-
-def error_of(problem: Problem) -> NbdError:
-    """The protocol's error for a problem."""
-    if isinstance(problem, NoSpace):
-        return NbdError.ENOSPC
-    if isinstance(problem, Refused):
-        return NbdError.EPERM
-    if isinstance(problem, Invalid):
-        return NbdError.EINVAL
-    if isinstance(problem, Unavailable):
-        return NbdError.ESHUTDOWN
-    return NbdError.EIO
 
 
 class Session:
@@ -92,6 +70,7 @@ class Session:
         pool: Pool,
         turn: Turn,
         workers: ThreadPoolExecutor,
+        meter: DiskMeter,
         on_closed: Callable[[], None],
     ) -> None:
         self._sock = sock
@@ -101,8 +80,13 @@ class Session:
         self._pool = pool
         self._turn = turn
         self._workers = workers
+        self._now = pool.io.clock.monotonic
+        self._meter = meter
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
+        self.flow: Flow | None = None
+        """The QoS policy's flow that its requests draw on."""
+        self._throttled: asyncio.TimerHandle | None = None
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
@@ -116,10 +100,14 @@ class Session:
         self._writing = False
         self._closed = False
         self._ending = False
-        self._awaits_log = False
+        self.awaits_log = False
         self._staged: list[bytes] = []
         """Cookies of requests that are answered when the kernel has what was staged; below, when the medium has it."""
         self._durable: list[bytes] = []
+        self._staged_at = self._durable_at = 0.0
+        """When the first of them was taken."""
+        self._began = 0.0
+        """When the requests at hand were taken."""
         self._handlers: dict[int, Handler] = {
             _READ: self._read,
             int(Command.FLUSH): self._flush_command,
@@ -139,6 +127,8 @@ class Session:
         self._pause()
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
+        if self._throttled is not None:
+            self._throttled.cancel()
         self._sock.close()
         self.volume.close()
         self._out.clear()
@@ -158,11 +148,30 @@ class Session:
 
     def room(self) -> None:
         """The log has room again: go on with what was left unparsed."""
-        self._awaits_log = False
+        self.awaits_log = False
+        self._go_on()
+
+    def _hold_back(self, wait_s: float) -> None:
+        """Take nothing from the client until its policy allows the next request."""
+        self._meter.waits += 1
+        self._pause()
+        self._throttled = self._loop.call_later(wait_s, self._let_go)
+
+    def regulate(self, flow: Flow | None) -> None:
+        """Draw on that flow from now on; what was held back under another is looked at again."""
+        if flow is not self.flow:
+            self.flow = flow
+            if self._throttled is not None:
+                self._throttled.cancel()
+                self._let_go()
+
+    def _let_go(self) -> None:
+        self._throttled = None
         self._go_on()
 
     def _go_on(self) -> None:
-        if not (self._closed or self._reading or self._ending or self._awaits_log or self._crowded()):
+        held = self._reading or self.awaits_log or self._throttled is not None
+        if not (held or self._closed or self._ending or self._crowded()):
             self._resume()
             self._parse()
 
@@ -209,8 +218,12 @@ class Session:
     def _parse(self) -> None:
         """Take every whole request from the buffer."""
         buffer, view, start, end = self._buffer, self._view, self._start, self._end
-        unpack, log_room, write = _REQUEST.unpack_from, self._pool.log_room, self._write
+        unpack, volume, write, flow = _REQUEST.unpack_from, self.volume, self._write, self.flow
         left = _YIELD_AFTER
+        now = self._began = self._now()
+        room = volume.log_room()
+        meter = self._meter
+        reads = meter.reads
         while end - start >= _HEADER and not self._closed:
             if self._out_bytes > MAX_OUT_BYTES or self._working_bytes > MAX_WORKING_BYTES:
                 self._pause()  # what it asks for piles up: what it has sent waits in the buffer
@@ -226,33 +239,55 @@ class Session:
                 return
             body = start + _HEADER
             if command == _WRITE:
-                if log_room() <= 0:
-                    self._awaits_log = True
-                    self._pause()
+                if room <= 0 or volume.waits_for_drain(length):
+                    self._await_log()
                     break
                 if length > MAX_REQUEST_BYTES:
                     self.close()
                     return
-                if end - body < length:
-                    if length > BUFFER_BYTES - _HEADER:
-                        data = bytearray(length)
-                        data[: end - body] = view[body:end]
-                        self._large = (flags, cookie, offset), data, end - body
-                        start = end
+                short = end - body < length
+                if short and length <= BUFFER_BYTES - _HEADER:
+                    break
+                if flow is not None and (wait_s := flow.ask(length, now)):
+                    self._hold_back(wait_s)
+                    break
+                room -= length
+                if short:
+                    self._begin_large((flags, cookie, offset), length, view[body:end])
+                    start = end
                     break
                 start = body + length
                 write(flags, cookie, offset, view[body:start])
                 continue
-            start = body
             if command == _DISC:
+                start = body
                 self._ending = True
                 self._pause()
                 break
+            if flow is not None and (wait_s := flow.ask(length if command == _READ else 0, now)):
+                self._hold_back(wait_s)
+                break
+            start = body
             self._dispatch(command, flags, cookie, offset, length)
+        if meter.reads != reads:
+            meter.read_s.add(self._now() - now, meter.reads - reads)
         if self._closed:
             return
         self._start, self._end = start, end
         self._turn.at_end(self)
+
+    def _await_log(self) -> None:
+        """Take nothing from the client until the log has room for it, or a drain has told whether the pool has."""
+        self._meter.waits += 1
+        self.awaits_log = True
+        if self.flow is not None:
+            self.flow.pressed = True
+        self._pause()
+
+    def _begin_large(self, request: tuple[int, bytes, int], length: int, have: memoryview) -> None:
+        data = bytearray(length)
+        data[: len(have)] = have
+        self._large = request, data, len(have)
 
     def _make_room(self) -> None:
         """Give the buffer room for more; what was staged from it has been taken by the log."""
@@ -277,21 +312,29 @@ class Session:
 
     def _has_staged(self, cookie: bytes, flags: int) -> None:
         """A request has been staged (or, for a flush, needs nothing staged): it is answered when it is safe."""
-        (self._durable if flags & _FUA else self._staged).append(cookie)
+        if flags & _FUA:
+            if not self._durable:
+                self._durable_at = self._began
+            self._durable.append(cookie)
+        else:
+            if not self._staged:
+                self._staged_at = self._began
+            self._staged.append(cookie)
         self._turn.staged(self)
 
-    def take_staged(self) -> tuple[list[bytes], list[bytes]]:
+    def take_staged(self) -> tuple[Due, Due]:
         """The requests that the turn has to answer by ``answer``: (when staged is in the kernel, on the medium)."""
-        taken = self._staged, self._durable
+        meter = self._meter
+        taken = Due(self._staged, self._staged_at, meter.write_s), Due(self._durable, self._durable_at, meter.flush_s)
         self._staged, self._durable = [], []
         return taken
 
-    def answer(self, cookies: list[bytes], problem: Problem | None) -> None:
+    def answer(self, due: Due, problem: Problem | None) -> None:
         """Answer requests that carry nothing back."""
-        if self._closed or not cookies:
+        if self._closed or not due.cookies:
             return
-        start = _DONE if problem is None else pack(">II", SIMPLE_REPLY_MAGIC, error_of(problem))
-        self._put(start + start.join(cookies))
+        self._put(replies.plain(due.cookies, 0 if problem is None else error_of(problem)))
+        due.latency.add(self._now() - due.since, len(due.cookies))
 
     def _write(self, flags: int, cookie: bytes, offset: int, data: bytearray | memoryview) -> None:
         if flags & ~_FUA:
@@ -302,8 +345,10 @@ class Session:
         except Problem as problem:
             self._fail(_WRITE, cookie, self._write_error(problem, offset + len(data)))
             return
-        (self._durable if flags else self._staged).append(cookie)
-        self._turn.staged(self)
+        meter = self._meter
+        meter.writes += 1
+        meter.written_bytes += len(data)
+        self._has_staged(cookie, flags)
 
     def _write_error(self, problem: Problem, end: int) -> NbdError:
         """The protocol wants ENOSPC of a write beyond the end."""
@@ -327,6 +372,7 @@ class Session:
         if offset or length:
             self._fail(Command.FLUSH, cookie, NbdError.EINVAL)
             return
+        self._meter.flushes += 1
         self._has_staged(cookie, _FUA)
 
     def _read(self, _flags: int, cookie: bytes, offset: int, length: int) -> None:
@@ -334,13 +380,24 @@ class Session:
             self._fail(Command.READ, cookie, NbdError.EINVAL)
             return
         data = self.volume.read_nowait(offset, length) if length <= INLINE_READ_BYTES else None
+        meter = self._meter
         if data is not None:
+            meter.reads += 1
+            meter.read_bytes += length
             self._put_data(cookie, offset, data)
             return
+        began = self._began
+
+        def use(found: bytes) -> None:
+            meter.reads += 1
+            meter.read_bytes += length
+            meter.read_s.add(self._now() - began)
+            self._put_data(cookie, offset, found)
+
         self._work(
             length,
             lambda: self.volume.read_blocking(offset, length),
-            lambda found: self._put_data(cookie, offset, found),
+            use,
             lambda failed: self._fail(Command.READ, cookie, failed),
         )
 
@@ -386,25 +443,18 @@ class Session:
         self._turn.at_end(self)
 
     def _put_data(self, cookie: bytes, offset: int, data: bytes) -> None:
-        size = len(data)
-        if self._structured:
-            header = _DATA_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _OFFSET_DATA, cookie, size + 8, offset)
-        else:
-            header = _DONE + cookie
+        header = replies.before_data(cookie, offset, len(data), self._structured)
         self._out.append(header)
         self._out.append(data)
-        self._out_bytes += len(header) + size
+        self._out_bytes += len(header) + len(data)
         self._turn.at_end(self)
 
     def _put_status(self, cookie: bytes, runs: list[tuple[int, int]]) -> None:
-        body = pack(">I", BASE_ALLOCATION_ID) + b"".join(pack(">II", *run) for run in runs)
-        self._put(_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body)
+        self._put(replies.status(cookie, runs))
 
     def _fail(self, command: int, cookie: bytes, failed: NbdError) -> None:
-        if self._structured and command in (Command.READ, Command.BLOCK_STATUS):
-            self._put(_ERROR_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, 6, failed, 0))
-        else:
-            self._put(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, failed, cookie))
+        chunked = self._structured and command in (Command.READ, Command.BLOCK_STATUS)
+        self._put(replies.failure(cookie, failed, chunked))
 
     def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from innkeeper.fabric.meters import Histogram
 from innkeeper.fabric.pool import Pool
 from innkeeper.model.problems import Problem
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Waiting = list[tuple["Session", list[bytes]]]
+
+class Due(NamedTuple):
+    """Requests that wait for one answer, since when the first does, and where that is counted."""
+
+    cookies: list[bytes]
+    since: float
+    latency: Histogram
+
+
+Waiting = list[tuple["Session", Due]]
 """Requests, by session, that wait for a sync."""
 
 
@@ -73,7 +83,7 @@ class Turn:
             for session in staged:
                 kernel, medium = session.take_staged()
                 session.answer(kernel, problem)
-                if medium and problem is None:
+                if medium.cookies and problem is None:
                     self._flushes.append((session, medium))
                 else:
                     session.answer(medium, problem)
@@ -88,8 +98,8 @@ class Turn:
             return
         waiting, self._flushes = self._flushes, []
         if not self._pool.needs_sync(self._sequence):
-            for session, cookies in waiting:
-                session.answer(cookies, None)
+            for session, due in waiting:
+                session.answer(due, None)
             return
         self._syncing = True
         future = self._loop.run_in_executor(self._syncer, self._pool.sync_blocking, self._sequence)
@@ -104,6 +114,6 @@ class Turn:
             raise failure
         if failure is not None:
             log.error("the log cannot be synced: %s", failure)
-        for session, cookies in waiting:
-            session.answer(cookies, failure)
+        for session, due in waiting:
+            session.answer(due, failure)
         self._sync()
