@@ -35,6 +35,7 @@ def variable(inn: LiveInn, vm: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_firmware_state_goes_with_the_vm(inn: LiveInn, tmp_path: Path) -> None:
     inn("repository", "create", "firm", "--path", str(tmp_path / "repository"))
     inn(

@@ -29,12 +29,12 @@ def spoil(place: list[Any]) -> None:
 
 def test_damage_is_repaired_from_a_backup_or_told(inn: LiveInn, tmp_path: Path) -> None:
     inn("pool", "scrub", "default")
-    inn("repository", "create", "shelf", "--path", str(tmp_path / "shelf"))
+    inn("repository", "create", "infirmary", "--path", str(tmp_path / "infirmary"))
     inn("vm", "create", "ward", *SMALL, "--wait", "ready")
     inn.sh("ward", "dd if=/dev/urandom of=/root/data bs=64k count=128 conv=fsync 2>/dev/null")
     digest = inn.sh("ward", "sha256sum /root/data")
     inn.fabric("drain")
-    inn("backup", "create", "ward", "--repository", "shelf")
+    inn("backup", "create", "ward", "--repository", "infirmary")
     inn("vm", "shutdown", "ward")
     inn.fabric("drain")
     inn("pool", "set", "default", "--cache", "8M")
@@ -53,7 +53,7 @@ def test_damage_is_repaired_from_a_backup_or_told(inn: LiveInn, tmp_path: Path) 
             inn("backup", "rm", backup["id"])
     inn("disk", "snapshot", "ward-disk", "kept")
     inn.fabric("drain")
-    inn("repository", "prune", "shelf", "--keep-last", "1")
+    inn("repository", "prune", "infirmary", "--keep-last", "1")
     spoil(extents(inn, disk)[-1])
     told = inn.refused("pool.damaged", "pool", "scrub", "default")
     assert "disk ward-disk" in told

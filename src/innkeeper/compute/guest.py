@@ -288,6 +288,12 @@ class Guest(SupervisedGuest):
             rest = {key: port for key, port in self.layout.disks.items() if key != disk_id}
             self._layout_is(replace(self.layout, disks=rest))
 
+    async def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        """Let the guest see that a disk has grown. Raises ``Failed`` (``vm.disk_not_grown``)."""
+        async with self._turn:
+            self._guard("resize a disk", VmState.RUNNING, VmState.PAUSED)
+            await hotplug.resize_disk(self.monitor, disk_id, size_bytes)
+
     async def attach_nic(self, nic_id: str, mac: str, tap: str, mtu: int = 1500) -> None:
         """Plug a card in whose tap exists. Raises ``Conflict`` (``nic.attached``), ``Invalid``, ``Unavailable``."""
         async with self._turn:

@@ -17,6 +17,7 @@ from innkeeper.model.problems import Conflict, Failed, Problem
 
 log = logging.getLogger(__name__)
 
+_RESIZE_ATTEMPTS, _RESIZE_AGAIN_S = 40, 0.25
 _ASK_AGAIN_S = 3.0
 """Guests drop an unplug request that comes while they boot; ask again this often."""
 
@@ -54,6 +55,30 @@ async def attach_disk(monitor: Monitor, disk: DiskInput) -> None:
     except (Problem, asyncio.CancelledError):
         await asyncio.shield(added.take_back())
         raise
+
+
+async def resize_disk(monitor: Monitor, disk_id: str, size_bytes: int) -> None:
+    """Let the guest see a larger size, once its connection to the export has been dropped by the server.
+
+    QEMU learns an export's size when it connects, and connects again at the next request, which is made here; then it
+    lets the node grow to that size. Raises ``Failed`` (``vm.disk_not_grown``).
+    """
+    node = devices.format_node(devices.short(disk_id))
+    for _ in range(_RESIZE_ATTEMPTS):
+        await monitor.command("human-monitor-command", {"command-line": f'qemu-io {node} "read 0 512"'})
+        try:
+            await monitor.command("block_resize", {"node-name": node, "size": size_bytes})
+        except Problem as refused:
+            last = refused
+            await asyncio.sleep(_RESIZE_AGAIN_S)
+        else:
+            return
+    raise Failed(
+        "vm.disk_not_grown",
+        f"disk {disk_id} has grown, but its guest does not see it",
+        cause=last.cause or last.detail,
+        remedy="resize it again, or shut the guest down and start it",
+    )
 
 
 async def detach_disk(monitor: Monitor, disk_id: str, timeout_s: float = 30.0) -> None:

@@ -27,6 +27,7 @@ class DiskUsers(Protocol):
 
     async def plug_disk(self, vm: Vm, link: DiskLink) -> None: ...
     async def unplug_disk(self, vm: Vm, disk_id: str) -> None: ...
+    async def disk_grown(self, vm: Vm, disk_id: str, size_bytes: int) -> None: ...
 
 
 class Disks:
@@ -221,10 +222,15 @@ class Disks:
                 f"disk {disk.name!r} has {format_size(disk.size_bytes)}; shrinking throws its end away",
                 remedy="say --shrink if that is meant",
             )
-        if disk.vm_id is not None and disk.id in self._rooms.store.get(Vm, disk.vm_id).status.attachments:
+        vm = self._rooms.store.get(Vm, disk.vm_id) if disk.vm_id is not None else None
+        used = vm is not None and disk.id in vm.status.attachments
+        if used and request.size_bytes < disk.size_bytes:
             raise Conflict("disk.in_use", f"disk {disk.name!r} is in use", remedy="shut its vm down first")
         await self._rooms.fabric.disk_resize(disk.id, request.size_bytes)
-        return self._rooms.change(disk, None, size_bytes=request.size_bytes)
+        if used and vm is not None and self._users is not None:
+            await self._rooms.fabric.reconnect(vm.status.attachments[disk.id])
+            await self._users.disk_grown(vm, disk.id, request.size_bytes)
+        return self._rooms.change(self._rooms.store.get(Disk, disk.id), None, size_bytes=request.size_bytes)
 
     async def snapshot(self, ref: str, request: ask.DiskSnapshot) -> Disk:
         disk = self._rooms.store.get(Disk, ref)

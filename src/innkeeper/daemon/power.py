@@ -434,6 +434,12 @@ class Power:
         self._rooms.change(vm, None, spec=vm.spec.model_copy(update={"disks": rest}))
         self._rooms.change(self._rooms.store.get(Disk, disk_id), None, vm_id=None)
 
+    async def disk_grown(self, vm: Vm, disk_id: str, size_bytes: int) -> None:
+        """Let a running guest see a disk's new size."""
+        guest = self._guests.get(vm.id)
+        if guest is not None:
+            await guest.resize_disk(disk_id, size_bytes)
+
     async def plug_nic(self, vm: Vm, nic: Nic) -> None:
         """Give a running guest a new card."""
         guest = self._guests.get(vm.id)

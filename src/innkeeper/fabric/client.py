@@ -305,6 +305,10 @@ class FabricClient:
             )
         )
 
+    async def reconnect(self, attachment_id: str) -> None:
+        """Drop an attachment's connections: its clients connect again, and see what has changed of the disk."""
+        await self._call("reconnect", attachment_id=attachment_id)
+
     async def detach(self, attachment_id: str) -> None:
         """End an attachment; its connections are closed."""
         await self._call("detach", attachment_id=attachment_id)

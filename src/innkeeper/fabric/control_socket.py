@@ -106,6 +106,9 @@ class ControlSocket:
         if operation == "shutdown":
             self._shut_down()
             return None
+        if operation == "reconnect":
+            self._nbd.drop(str(arguments["attachment_id"]))
+            return None
         if operation == "metrics":
             pool = await asyncio.get_running_loop().run_in_executor(self._workers, self._pool.metrics)
             return {**pool, **self._nbd.facts()}
