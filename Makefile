@@ -1,7 +1,7 @@
 # Innkeeper. Bare `make` explains the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop test proof lint bench fresh lock install-service remove-service
+.PHONY: help setup run stop test proof soak lint bench fresh lock install-service remove-service
 
 # A whole inn lives in one directory; empty means /var/lib/innkeeper.
 STATE ?=
@@ -31,10 +31,15 @@ test:
 	@$(MAKE) --no-print-directory lint
 	@scripts/test $(TESTS)
 
-##   make proof    the slow tests: longer crash and load programmes
+##   make proof    the slow tests: longer crash and load programmes, and what they did
 proof:
 	@scripts/setup --tests
 	@scripts/proof
+
+##   make soak     the durability programmes at their full targets (docs/durability.md), for an hour or more
+soak:
+	@scripts/setup --tests
+	@scripts/soak
 
 ##   make lint     ruff check and mypy --strict
 lint:

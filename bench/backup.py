@@ -19,8 +19,8 @@ from random import Random
 from typing import Any
 from uuid import uuid4
 
-from bench.nbd import fabric
 from bench.report import Context, Row, lower
+from bench.serve import fabric
 from innkeeper.fabric.client import FabricClient
 from innkeeper.fabric.nbd.client import NbdClient
 from innkeeper.protect.backup import BackupInputs, BackupResult, backup_vm

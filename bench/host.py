@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from bench.nbd import Fabric
 from bench.report import Context, Row, at_most
+from bench.serve import Fabric
 from innkeeper.client.inn import InnClient
 from innkeeper.model.requests import VmCreate
 from innkeeper.model.resources import Task

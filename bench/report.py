@@ -46,9 +46,12 @@ def lower(name: str, value: float, unit: str, peer: str, peer_value: float, goal
     return Row(name, value, unit, peer, peer_value, ratio, f">= {goal:g} x", ratio >= goal)
 
 
-def at_most(name: str, value: float, unit: str, limit: float) -> Row:
-    """A row that has a limit in place of a peer."""
-    return Row(name, value, unit, goal=f"<= {limit:g} {unit}", met=value <= limit)
+def at_most(
+    name: str, value: float, unit: str, limit: float, peer: str | None = None, peer_value: float | None = None
+) -> Row:
+    """A row that has a limit; a peer only shows what others take."""
+    ratio = peer_value / value if peer_value is not None and value else None
+    return Row(name, value, unit, peer, peer_value, ratio, f"<= {limit:g} {unit}", value <= limit)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

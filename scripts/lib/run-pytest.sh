@@ -1,4 +1,4 @@
-# Sourced by scripts/test and scripts/proof: one phase of pytest after the other, all of them even when one fails.
+# Sourced by scripts/test, scripts/proof and scripts/soak: one phase of pytest after the other, all of them even when one fails.
 
 failed_phases=()
 
@@ -14,4 +14,16 @@ phase() {
 
 finish() {
     [ ${#failed_phases[@]} = 0 ] || { say "failed: ${failed_phases[*]}"; exit 1; }
+}
+
+# The tests' programmes write down here what they did (tests/support/programme.py).
+with_report() {
+    INNKEEPER_PROOF_REPORT=$(mktemp)
+    export INNKEEPER_PROOF_REPORT
+    trap 'rm -f "$INNKEEPER_PROOF_REPORT"' EXIT
+}
+
+print_report() {
+    say 'what the programmes did'
+    .venv/bin/python tests/support/programme.py "$INNKEEPER_PROOF_REPORT" || failed_phases+=('what they had to do at least')
 }

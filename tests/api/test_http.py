@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -10,6 +11,8 @@ import httpx2
 import pytest
 from running_api import RunningApi
 
+from innkeeper.model import requests as ask
+from innkeeper.model.capturing import CaptureStart
 from innkeeper.model.problems import NoSpace, Problem, Unavailable
 
 
@@ -152,6 +155,20 @@ def test_an_export_is_for_the_uid_that_asks(http: Any, served: RunningApi) -> No
     (request,) = served.house.disks.exports.values()
     assert request.uid is not None
     assert http.delete(f"/v1/disks/d/exports/{opened['attachment_id']}").status_code == 200
+
+
+def test_a_capture_is_closed_when_it_ends_and_when_its_caller_goes(served: RunningApi) -> None:
+    served.client.switches.create(ask.SwitchCreate(name="lan"))
+    task = served.client.vms.create(ask.VmCreate(name="web", nics=[ask.VmNic(switch="lan")]))
+    assert list(served.client.tasks.watch(task.id))
+    assert len(b"".join(served.client.nics.capture("web-0", CaptureStart()))) == 24 + 16 + 17
+    ended = served.house.nics.captured.closed
+    endless = served.client.nics.capture("web-0", CaptureStart(filter="endless"))
+    assert next(endless)
+    going = served.house.nics.captured.closed
+    assert (ended.is_set(), going.is_set()) == (True, False)
+    endless.close()
+    asyncio.run_coroutine_threadsafe(going.wait(), served.loop).result(timeout=20)
 
 
 def test_the_socket_is_for_root_and_its_group(served: RunningApi) -> None:

@@ -10,7 +10,7 @@ from fake_house import FakeHouse
 
 from innkeeper.api import services
 from innkeeper.api.app import create_app
-from innkeeper.api.routes import METRICS, NOUNS, ROUTES, STREAMS
+from innkeeper.api.routes import CAPTURES, METRICS, NOUNS, ROUTES, STREAMS
 from innkeeper.client import nouns
 
 
@@ -20,7 +20,7 @@ def operations(protocol: type) -> set[str]:
 
 def test_every_operation_has_a_route() -> None:
     declared = {f"{noun.attribute}.{name}" for noun in NOUNS for name in operations(noun.protocol)}
-    assert declared | {"house.events"} == {route.name for route in ROUTES} | set(STREAMS) | set(METRICS)
+    assert declared | {"house.events"} == {route.name for route in ROUTES} | set(STREAMS) | set(METRICS) | set(CAPTURES)
 
 
 def test_no_two_routes_collide() -> None:
@@ -42,9 +42,11 @@ CLIENTS: dict[str, Any] = {
     "pools": nouns.Pools,
     "switches": nouns.Switches,
     "nics": nouns.Nics,
+    "acls": nouns.Acls,
     "repositories": nouns.Repositories,
     "backups": nouns.Backups,
     "tasks": nouns.Tasks,
+    "journal": nouns.Journal,
     "host": nouns.Host,
 }
 
@@ -58,7 +60,7 @@ def test_the_client_has_every_operation(noun: Any) -> None:
 def test_openapi_names_every_operation_and_its_problems() -> None:
     document = create_app(FakeHouse()).openapi()
     named = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
-    assert named == {route.name for route in ROUTES} | set(STREAMS) | set(METRICS)
+    assert named == {route.name for route in ROUTES} | set(STREAMS) | set(METRICS) | set(CAPTURES)
     assert "ProblemBody" in document["components"]["schemas"]
     for path in document["paths"].values():
         for operation in path.values():

@@ -11,6 +11,8 @@ import pytest
 from running_api import RunningApi
 
 from innkeeper.cli.main import run
+from innkeeper.model.guards import GUARD_NAMES
+from innkeeper.model.journal import Subject
 from innkeeper.model.problems import NoSpace
 
 
@@ -54,6 +56,14 @@ def test_the_examples_of_the_readme(web: Shell, tmp_path: Path) -> None:
     web("disk snapshot d monday")
     web("disk clone d e --snapshot monday")
     assert web("disk diff d monday") == "65536\t131072\tdata\n"
+    web("disk snapshot d tuesday")
+    drawn = [line.split()[:3] for line in web("disk snapshots d").splitlines()[1:]]
+    assert drawn[0][:2] == ["monday", "snapshot"]
+    assert drawn[1:] == [["├─", "d", "clone"], ["└─", "tuesday", "snapshot"], ["└─", "now", "disk"]]
+    assert web.json("disk snapshots d")[1]["parent_id"] == web.json("disk snapshots d")[0]["id"]
+    assert web("disk snapshots d -q").split() == ["monday", "tuesday"]
+    web("disk revert d monday")
+    web("disk revert d friday", code=1)
     web("disk attach d web")
     web("disk detach d")
     web(f"repository create main --path {tmp_path}")
@@ -130,8 +140,56 @@ def test_guards_are_switched_one_by_one(web: Shell) -> None:
     web("nic set web-0 --no-guard arp --no-guard mac")
     assert "off: mac, arp" in web("nic ls")
     web("nic set web-0 --guard all")
-    assert web.json("nic show web-0")["guards"] == dict.fromkeys(("mac", "ip", "arp", "dhcp", "router"), True)
+    guards = web.json("nic show web-0")["guards"]
+    assert {name for name, on in guards.items() if on is True} == {*GUARD_NAMES}
+    web("nic set web-0 --default-guard all --no-guard storm --ethertype 0x88cc --broadcast-rate 50")
+    guards = web.json("nic show web-0")["guards"]
+    assert (guards["arp"], guards["storm"], guards["ethertypes"], guards["broadcast_per_s"]) == (
+        None,
+        False,
+        [0x88CC],
+        50,
+    )
+    web("nic set web-0 --no-ethertypes --extra-mac 00:00:5e:00:01:07 --extra-address 2001:db8::7")
+    shown = web.json("nic show web-0")
+    assert (shown["guards"]["ethertypes"], shown["extra_macs"]) == ([], ["00:00:5e:00:01:07"])
+    web("nic set web-0 --ethertype 0x8100", code=2)
+    web("switch create quiet --no-guard nd --multicast-rate 9")
+    assert web.json("switch show quiet")["guards"]["nd"] is False
+    web("switch set quiet --default-guard nd")
+    assert web.json("switch show quiet")["guards"]["nd"] is True
     web("nic set web-0", code=2)
+    web("nic set web-0 --max-in 100M --max-out 1.5Gbit/s --burst 256K --mirror source")
+    bounds = {"max_in_bits_per_s": 100_000_000, "max_out_bits_per_s": 1_500_000_000, "burst_bytes": 262_144}
+    assert bounds.items() <= web.json("nic show web-0")["traffic"].items()
+    assert "100 Mbit/s/1.5 Gbit/s" in web("nic ls")
+    web("nic set web-0 --max-in 0 --mirror none")
+    assert web.json("nic show web-0")["traffic"]["max_in_bits_per_s"] is None
+    assert "-/1.5 Gbit/s" in web("nic ls")
+    web("nic set web-0 --meter 192.0.2.7/24 --meter 2001:db8::/32 --dscp 46 --min-weight 50")
+    traffic = web.json("nic show web-0")["traffic"]
+    assert [*traffic["meters"], traffic["dscp"], traffic["min_weight"]] == ["192.0.2.0/24", "2001:db8::/32", 46, 50]
+    assert "192.0.2.0/24" in web("nic meter web-0") and "1500" in web("nic meter web-0")
+    assert {one["bytes"] for one in web.json("nic meter web-0 --reset")["counts"]} == {0}
+    web("nic set web-0 --no-meters --dscp trust")
+    traffic = web.json("nic show web-0")["traffic"]
+    assert (traffic["meters"], traffic["dscp"]) == ([], None)
+    for wrong in ("--max-in 1k", "--max-out fast", "--burst 1", "--mirror both", "--dscp 64", "--meter web"):
+        web(f"nic set web-0 {wrong}", code=2)
+
+
+def test_frames_are_captured_to_a_file(web: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "web.pcap"
+    web(f"port capture web-0 --seconds 1 --count 5 --max-bytes 1M --file {file}")
+    assert file.read_bytes()[:4] == b"\x4d\x3c\xb2\xa1"
+    assert len(file.read_bytes()) == 24 + 16 + 17
+    refused = tmp_path / "refused.pcap"
+    web(f"port capture web-0 --filter bogus --file {refused}", code=1)
+    assert not refused.exists(), "what is refused leaves no file"
+    web(f"port capture nobody --file {refused}", code=1)
+    web(f"port capture web-0 --seconds 2h --file {refused}", code=2)
+    web(f"port capture web-0 --count 0 --file {refused}", code=2)
+    web(f"port capture web-0 --file {tmp_path}/none/web.pcap", code=1)
 
 
 def test_storages_and_pools(web: Shell) -> None:
@@ -158,6 +216,33 @@ def test_storages_and_pools(web: Shell) -> None:
     web("pool drain default /mnt/hdd", code=1)
     web("pool set default --cache 1M", code=2)
     web("storage rm fast")
+
+
+def test_pools(inn: Shell, tmp_path: Path) -> None:
+    inn(f"pool create flash {tmp_path} --dry-run")
+    inn(f"pool create flash {tmp_path}")
+    assert inn.json("pool ls")[1]["path"] == str(tmp_path)
+    inn("storage create quick --pool flash")
+    assert inn("storage ls").splitlines()[-1].split()[:2] == ["quick", "flash"]
+    inn("storage create odd --pool none", code=1)
+    inn("pool open flash")
+    inn("pool rm flash --lost")
+
+
+def test_an_object_store_in_a_pool(web: Shell, served: RunningApi, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("[default]\naws_access_key_id = inn\naws_secret_access_key = a-secret\n")
+    web(f"pool add default s3://cold/inn1 --endpoint https://s3.example.org --key-file {key}")
+    assert "s3://cold/inn1" in web("pool show default")
+    assert served.house.pools.added.secret_access_key == "a-secret" and "a-secret" not in repr(served.house.pools.added)
+    web("pool drain default s3://cold/inn1")
+    web("pool add default ftp://cold/inn1", code=2)
+    web("pool add default s3://cold/inn1 --endpoint nowhere", code=2)
+    web(f"pool add default /mnt/hdd --key-file {key}", code=2)
+    key.write_text("access_key_id = inn\n")
+    web(f"pool add default s3://cold/inn1 --key-file {key}", code=2)
+    web("pool add default /dev/sdb --format")
+    assert served.house.pools.added.format and served.house.pools.added.path == "/dev/sdb"
 
 
 def test_policies_of_storages_and_disks(web: Shell) -> None:
@@ -223,7 +308,18 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("disk rm e")
     web("switch set lan --forward 8080=web:80 --forward udp:127.0.0.1:53=web:53")
     web("switch show lan")
+    web("switch set lan --forward [2001:db8::1]:8080=web:80 --subnet6 auto --ra-mode slaac --ntp 2001:db8::7")
     web("switch set lan --forward nonsense", code=2)
+    web("switch set lan --host-service tcp/3142 --host-service udp/123")
+    assert "tcp/3142" in web("switch show lan -o json")
+    web("switch set lan --no-host-services")
+    assert "3142" not in web("switch show lan -o json")
+    for wrong in ("tcp/0", "tcp/70000", "sctp/5", "3142"):
+        web(f"switch set lan --host-service {wrong}", code=2)
+    web("switch set lan --forward 2001:db8::1:8080=web:80", code=2)
+    web("switch set lan --range 10.0.0.9", code=2)
+    web("switch set lan --option 51=60", code=2)
+    web("switch set lan --subnet6 fd00::1", code=2)
     (tmp_path / "x.iso").touch()
     web(f"image import tools {tmp_path}/x.iso --iso")
     web("vm set web --iso tools")
@@ -245,6 +341,11 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     web("backup rm web@0")
     assert "vm.create" in web("task ls")
     assert web("host show -o json")
+    web("host set --allow-docker")
+    assert json.loads(web("host show -o json"))["allow_docker"] is True
+    web("host set --no-allow-docker")
+    assert json.loads(web("host show -o json"))["allow_docker"] is False
+    web("host set", code=2)
     assert "kvm" in web("doctor")
 
 
@@ -309,7 +410,7 @@ def test_a_task_can_be_left_and_taken_up_again(inn: Shell, served: RunningApi) -
 
 def test_progress_off_a_terminal_is_plain_lines(inn: Shell) -> None:
     inn("vm create web")
-    assert "vm.create web: prepare" in inn.err
+    assert "vm.create web: " in inn.err  # which of its steps are seen is up to the machine
     assert "\x1b" not in inn.err + inn.out
 
 
@@ -321,3 +422,79 @@ def test_interrupting_a_wait_leaves_the_task(inn: Shell, served: RunningApi, mon
     inn("vm create web", code=1)
     assert "inn task wait vm.create-" in inn.err
     assert "inn task cancel vm.create-" in inn.err
+
+
+def test_access_control_lists(web: Shell) -> None:
+    web("nic acl add web-0 deny both --remote 192.0.2.0/24")
+    web("nic acl add web-0 allow in --weight 100 --protocol tcp --local-port 443 --stateful --idle-timeout 1m")
+    web("nic acl add web-0 meter in")
+    web("acl create servers")
+    web("acl add servers deny in --weight 1")
+    web("acl add servers allow out --local 10.0.0.0/24")
+    web("nic acl attach web-0 servers")
+    listed = web("nic acl ls web-0")
+    assert "in/100" in listed and "allow in tcp local port 443 stateful 60 s" in listed and "in/meter/any" in listed
+    assert [line.split()[:2] for line in listed.splitlines() if "servers" in line] == [
+        ["out/local/10.0.0.0/24", "servers"],
+        ["in/1", "servers"],
+    ]
+    assert web("acl lines servers -q").split() == ["out/local/10.0.0.0/24", "in/1"]
+    assert web.json("acl show servers")["nics"] == ["web-0"]
+    assert "servers" in web("acl ls")
+    web("nic acl rm web-0 in/100 in/remote/192.0.2.0/24")
+    own = web.json("nic acl ls web-0")
+    assert [one["direction"] for one in own["entries"]] == ["out", "in"] and own["rules"] == []
+    web("acl drop servers in/1")
+    assert web.json("acl lines servers")["rules"] == []
+    web("nic acl detach web-0 servers")
+    web("acl set servers --name spare")
+    web("acl rm spare")
+    for wrong in (
+        "nic acl add web-0 deny in --protocol tcp",
+        "nic acl add web-0 deny in --weight 1 --local-port 443",
+        "nic acl add web-0 deny in --remote 10.0.0.1/8",
+        "nic acl add web-0 deny both --remote 192.0.2.0/24",
+        "nic acl rm web-0 in/7",
+    ):
+        web(wrong, code=2)
+    web("nic acl add web-0 deny in --remote any --dry-run")
+    assert len(web.json("nic acl ls web-0")["entries"]) == 2
+
+
+def test_what_decides_about_packets(web: Shell) -> None:
+    assert "tcp 443 40000" in web("port trace web-0 in --remote 192.0.2.7 --local-port 443")
+    assert "web-0: it passes" in web.err
+    assert "tcp 40000 22" in web("port trace web-0 out --remote 192.0.2.7 --remote-port 22")
+    assert web.json("port trace web-0 in --remote 192.0.2.7 --protocol icmp")["allowed"] is True
+    assert "dropped" in web("switch simulate lan web db tcp/5432")
+    assert "web does not reach db with tcp/5432" in web.err
+    for wrong in (
+        "port trace web-0 in --remote 192.0.2.7",
+        "port trace web-0 in --remote 192.0.2.0/24 --local-port 443",
+        "port trace web-0 in --remote 192.0.2.7 --protocol icmp --local-port 443",
+        "port trace web-0 in --remote 192.0.2.7 --protocol any --local-port 443",
+        "port trace web-0 in --remote 192.0.2.7 --protocol wrong --local-port 443",
+        "switch simulate lan web db tcp",
+        "switch simulate lan web db icmp/7",
+        "switch simulate lan web db tcp/https",
+    ):
+        web(wrong, code=2)
+
+
+def test_events(web: Shell, served: RunningApi) -> None:
+    journal, nic = served.house.events_journal, served.house.nics.shelf.get("web-0")
+
+    async def happen() -> None:
+        journal.note("GuardDropped", nic, "3 forged ARP packets", "warning", count=3)
+        journal.note("SwitchRepaired", Subject(kind="switch", id="s", name="lan"), "the bridge was made again")
+
+    asyncio.run_coroutine_threadsafe(happen(), served.loop).result(10)
+    lines = web("event ls").splitlines()
+    assert lines[0].split() == ["LAST", "COUNT", "SEVERITY", "REASON", "SUBJECT", "MESSAGE"]
+    assert lines[1].split()[3:7] == ["3", "warning", "GuardDropped", "nic/web-0"]
+    assert [one["reason"] for one in web.json("event ls --vm web")] == ["GuardDropped"]
+    assert [one["count"] for one in web.json("event ls --severity warning --since 1h")] == [3]
+    assert web("event ls --subject lan -q") == "the bridge was made again\n"
+    assert web.json("event ls --since 0s") == []
+    assert "there is no vm" in web.err if web("event ls --vm nobody", code=1) else web.err
+    assert len(web("event ls -n 1").splitlines()) == 2

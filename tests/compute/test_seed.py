@@ -67,6 +67,8 @@ def test_what_cloud_init_would_not_read_is_refused(parts: dict[str, object], cod
 
 
 def test_a_vms_seed() -> None:
-    assert seed_inputs(Vm(name="web")) is None
+    assert seed_inputs(Vm(name="web"), "version: 2").network_config == "version: 2"
     vm = Vm(name="Web_1", spec=VmSpec(cloud_init=CloudInit(ssh_keys=[KEY])))
     assert seed_inputs(vm) == SeedInputs(vm.id, "web-1", ssh_keys=(KEY,))
+    own = Vm(name="web", spec=VmSpec(cloud_init=CloudInit(network_config="version: 1")))
+    assert seed_inputs(own, "version: 2").network_config == "version: 1", "the user's own text goes first"

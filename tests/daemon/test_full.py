@@ -60,7 +60,7 @@ def test_what_does_not_fit_leaves_nothing(small: LiveInn, tmp_path: Path) -> Non
 
     inn("vm", "rm", "heavy", "--with-disks")
     inn("image", "rm", "heavy")
-    second = noise(tmp_path / "second", 1200)
+    second = noise(tmp_path / "second", 2000)
     eventually(
         lambda: inn.run("image", "import", "other", str(second), "--format", "raw").returncode == 0,
         "the space of what was removed is given back",

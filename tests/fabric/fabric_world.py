@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 from uuid import UUID
+
+from fabric_model import PAGE, ZERO, Content, ModelDisk
 
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.space import Limits
@@ -19,63 +21,11 @@ from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import Problem
 from innkeeper.system.simulation import CRASH, EIO, ENOSPC, SHORT, SimulatedCrash, simulated_io
 
-PAGE = 4096
 BLOCK = 65536
-ZERO = bytes(PAGE)
 LIMITS = Limits(log_bytes=1 << 20, segment_bytes=256 << 10, group_bytes=384 << 10, headroom_bytes=0)
 POOL = "/pool"
-
-
-@dataclass
-class Content:
-    """Bytes of a disk or snapshot by page."""
-
-    size: int
-    pages: dict[int, bytes] = field(default_factory=dict)
-
-    def copy(self) -> Content:
-        return Content(self.size, dict(self.pages))
-
-    def page(self, number: int) -> bytes:
-        return self.pages.get(number, ZERO)
-
-    def write(self, offset: int, data: bytes) -> dict[int, bytes]:
-        """Put ``data``; returns what the touched pages were before."""
-        before: dict[int, bytes] = {}
-        at = 0
-        while at < len(data):
-            number, within = divmod(offset + at, PAGE)
-            part = data[at : at + PAGE - within]
-            old = self.page(number)
-            before[number] = old
-            new = old[:within] + part + old[within + len(part) :]
-            if new == ZERO:
-                self.pages.pop(number, None)
-            else:
-                self.pages[number] = new
-            at += len(part)
-        return before
-
-    def resize(self, size: int) -> None:
-        if size < self.size:
-            for number in [each for each in self.pages if each * PAGE >= size]:
-                del self.pages[number]
-            if size % PAGE and size // PAGE in self.pages:
-                self.write(size, bytes(PAGE - size % PAGE))
-        self.size = size
-
-
-@dataclass
-class ModelDisk:
-    content: Content
-    attachment: str
-    origin: str | None = None
-    older: dict[int, set[bytes]] = field(default_factory=dict)
-    """Values of pages that a power cut may bring back."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        for number, value in self.content.write(offset, data).items():
-            self.older.setdefault(number, set()).add(value)
+SHORT_OF_SPACE = ("pool.full", "pool.promised", "log.full", "storage.quota", "device.full", "device.no_room")
+"""Refusals that need no fault."""
 
 
 class World:
@@ -181,6 +131,30 @@ class World:
         for disk, offset, data in staged:
             disk.write(offset, data)
 
+    def stream(self) -> None:
+        """A write of a sequential stream: its blocks go past the log, and perhaps something happens in between."""
+        self._room()
+        disk_id, disk = self.any_disk()
+        offset = self.random.randrange(disk.content.size) // 512 * 512
+        if self.random.random() < 0.7:
+            offset = offset // BLOCK * BLOCK
+        length = min(disk.content.size - offset, BLOCK * self.random.randrange(1, 7) + self.random.choice((0, 0, 512)))
+        data = b"".join(self.bytes_of(min(BLOCK, length - at)) for at in range(0, length, BLOCK))
+        volume = self.volume(disk_id)
+        try:
+            stored = volume.store_blocks(offset, data)
+            if self.random.random() < 0.2 and not self.sweeping:
+                self.pool.sweep(compact_below=self.random.choice((0.7, 1.0)))
+            if self.random.random() < 0.1:
+                volume.give_up(stored)
+                return
+            volume.stage_stored(offset, data, stored)
+            self.pool.submit()
+        except (Problem, SimulatedCrash):
+            self._maybe([(disk, offset, data)])
+            raise
+        disk.write(offset, data)
+
     def _maybe(self, staged: list[tuple[ModelDisk, int, bytes]]) -> None:
         """Requests that were not acknowledged: each page may have its old or any of the new values."""
         for disk, offset, data in staged:
@@ -265,6 +239,7 @@ class World:
         self.pool.attach(disk.attachment, disk_id=disk_id)
 
     _either: tuple[str, Content] | None = None
+    sweeping = False
 
     def _settle_either(self) -> None:
         """After an operation that was cut short: the disk is as before or as wanted, entirely."""
@@ -419,8 +394,9 @@ class World:
     # -- one step --------------------------------------------------------------------------------------------------
 
     ACTIONS = (
-        ("write", 40), ("flush", 8), ("snapshot", 4), ("clone", 2), ("revert", 2), ("resize", 2), ("create", 1),
-        ("remove", 3), ("diff", 3), ("drain", 4), ("drain_oldest", 4), ("sweep", 3), ("verify", 3), ("check", 1),
+        ("write", 32), ("stream", 10), ("flush", 8), ("snapshot", 4), ("clone", 2), ("revert", 2), ("resize", 2),
+        ("create", 1), ("remove", 3), ("diff", 3), ("drain", 4), ("drain_oldest", 4), ("sweep", 3), ("verify", 3),
+        ("check", 1),
         ("kill", 3), ("power", 3),
     )  # fmt: skip
 
@@ -450,10 +426,10 @@ class World:
                 self.crash(power=self.random.random() < 0.6)
                 return
             self.log[-1] += f" -> {problem.code}"
-            if len(self.files.fired) == fired and problem.code not in ("pool.full", "log.full"):
+            if len(self.files.fired) == fired and problem.code not in SHORT_OF_SPACE:
                 raise
             self.refused += 1
-            self.injected += 1
+            self.injected += len(self.files.fired) > fired
             self.files.faults.clear()
             if self.pool.log.broken is None and not self.uncertain:
                 self._settle_either()  # what was refused has its final outcome now, whatever comes later

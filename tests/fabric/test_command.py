@@ -121,7 +121,8 @@ def test_a_pool_and_its_disks_from_the_command_line(fabric: Fabric) -> None:
     fabric("disk", "rm", clone)
     assert clone not in fabric("disk", "ls").split()
     json.loads(fabric("sweep"))
-    assert json.loads(fabric("check"))["problems"] == []
+    assert "all of it is sound" in fabric("check")
+    assert json.loads(fabric("check", "-o", "json"))["sound"] is True
     with fabric.exported(first) as uri:
         qemu_io(uri, "read -P 0x11 0 1M", "read -P 0x22 4M 4k", read_only=True)
 
@@ -162,8 +163,14 @@ def test_damage_is_found_and_a_lost_meta_rebuilt(fabric: Fabric, tmp_path: Path)
     (fabric.path / "meta.db").unlink()
     for beside in ("meta.db-wal", "meta.db-shm"):
         (fabric.path / beside).unlink(missing_ok=True)
-    fabric.refused("pool.absent", "check")
-    assert json.loads(fabric("check", "--repair"))["problems"] == []
+    fabric.refused("pool.absent", "show")
+    told = fabric.run("check")
+    assert told.returncode == 1
+    assert "what --repair does:" in told.stdout and "is rebuilt" in told.stdout
+    assert f"disk {disk}" in told.stdout
+    assert not (fabric.path / "meta.db").exists(), "nothing is done before it is asked for"
+    assert json.loads(fabric("check", "--repair", "-o", "json"))["problems"] == []
+    assert "all of it is sound" in fabric("check")
     with fabric.exported(disk) as uri:
         qemu_io(uri, "read -P 0x55 0 1M", "read -P 0x55 2M 2M", read_only=True)
 
@@ -173,7 +180,12 @@ def test_damage_is_found_and_a_lost_meta_rebuilt(fabric: Fabric, tmp_path: Path)
         file.write(bytes(16))
     ended = fabric.run("check")
     assert ended.returncode == 1
-    assert json.loads(ended.stdout)["problems"]
+    assert f"disk {disk}  4.0 MiB  damaged: 64.0 KiB cannot be read" in ended.stdout
+    assert f"at 1048576, 65536 bytes: {group}" in ended.stdout
+    report = json.loads(fabric.run("check", "-o", "json").stdout)
+    assert report["problems"]
+    (part,) = report["before"][0]["ranges"]
+    assert (part["offset_bytes"], part["length_bytes"], part["recover"]) == (MIB, BLOCK, "repository")
 
 
 def test_a_pool_is_served_without_a_daemon(fabric: Fabric, tmp_path: Path) -> None:

@@ -9,21 +9,28 @@ from pathlib import Path
 import pytest
 from frozen_pool import DISK, FROZEN, LIMITS, STORAGE, digests, thaw, write
 
+from innkeeper.fabric import logformat
 from innkeeper.fabric.meta import VERSION
 from innkeeper.fabric.pool import Pool
 from innkeeper.model.problems import Corrupt
 from innkeeper.system.files import Io
 
-VERSIONS = range(1, VERSION + 1)
+FROZEN_POOLS = sorted(FROZEN.glob("pool-v*.json"))
 
 
 def opened(directory: Path) -> Pool:
     return Pool.open(Io(), str(directory), limits=LIMITS, background=False)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_pool_of_every_version_reads_as_it_was_written(version: int, tmp_path: Path) -> None:
-    frozen = json.loads((FROZEN / f"pool-v{version}.json").read_text())
+def test_there_is_a_frozen_pool_of_every_format() -> None:
+    names = {path.stem for path in FROZEN_POOLS}
+    assert {name.split("-")[1] for name in names} == {f"v{version}" for version in range(1, VERSION + 1)}
+    assert f"pool-v{VERSION}-log-v{logformat.VERSION}" in names
+
+
+@pytest.mark.parametrize("path", FROZEN_POOLS, ids=lambda path: path.stem)
+def test_a_pool_of_every_version_reads_as_it_was_written(path: Path, tmp_path: Path) -> None:
+    frozen = json.loads(path.read_text())
     thaw(frozen, tmp_path)
     for _ in range(2):
         pool = opened(tmp_path)
@@ -36,9 +43,9 @@ def test_a_pool_of_every_version_reads_as_it_was_written(version: int, tmp_path:
         assert meta.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_pool_of_every_version_is_written_on(version: int, tmp_path: Path) -> None:
-    thaw(json.loads((FROZEN / f"pool-v{version}.json").read_text()), tmp_path)
+@pytest.mark.parametrize("path", FROZEN_POOLS, ids=lambda path: path.stem)
+def test_a_pool_of_every_version_is_written_on(path: Path, tmp_path: Path) -> None:
+    thaw(json.loads(path.read_text()), tmp_path)
     pool = opened(tmp_path)
     (storage,) = pool.storage_ls()
     assert (storage["compression"], storage["level"], storage["dedup"]) == ("lz4", 0, True)

@@ -15,7 +15,16 @@ def test_ios_are_normalised_to_8_kib() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_iops": 0}, {"min_iops": -1}, {"burst_s": 0}, {"burst_s": 1e9}, {"min_iops": 9, "max_iops": 5}, {"iops": 5}],
+    [
+        {"max_iops": 0},
+        {"min_iops": -1},
+        {"burst_s": 0},
+        {"burst_s": 1e9},
+        {"min_iops": 9, "max_iops": 5},
+        {"iops": 5},
+        {"min_bytes_per_s": 9, "max_bytes_per_s": 5},
+        {"min_bytes_per_s": 0},
+    ],
 )
 def test_wrong_policies_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(Invalid) as refused:
@@ -131,6 +140,22 @@ def test_the_bound_goes_when_the_minimum_needs_it_no_more() -> None:
     scene.run(8)
     assert scene.rates["noisy"] > 8000
     assert scene.balance.surplus.limit_iops is None
+
+
+def test_a_minimum_of_bytes_holds_and_does_not_stand_in_the_way_of_one_of_ios() -> None:
+    policy = QosPolicy(min_bytes_per_s=3000 * IO_BYTES, min_iops=100)
+    scene = Scene(10_000, quiet=(policy, 1, None), noisy=(QosPolicy(), 50, None))
+    scene.run(3)
+    scene.run(5)
+    assert scene.rates["quiet"] >= 2850
+    assert scene.rates["noisy"] >= 4000
+    flow, full = Flow("f", policy, Surplus(), 0.0), Surplus()
+    full.limit(1, 0.0)
+    full.ask(10, 0.0)
+    flow = Flow("f", policy, full, 0.0)
+    assert flow.ask(1 << 20, 0.0) == 0, "128 I/Os at once"
+    assert flow.ask(4096, 0.3) == 0, "what the bytes covered is not held against the I/Os for long"
+    assert flow.share(1.0) == pytest.approx((1 << 20) / (3000 * IO_BYTES), rel=0.01)
 
 
 def test_several_minimums_hold_at_once() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
+from innkeeper.fabric.examine import examine
 from innkeeper.fabric.pool import Pool
-from innkeeper.fabric.rebuild import rebuild_if_lost, rebuild_meta
+from innkeeper.fabric.rebuild import rebuild_meta
 from innkeeper.fabric.space import Limits
 from innkeeper.system.simulation import simulated_io
 
@@ -66,8 +67,9 @@ def test_a_meta_of_use_is_left_alone() -> None:
     pool.volume(WRITER).stage_write(0, b"\1" * PAGE)
     pool.drain()
     pool.close()
-    assert rebuild_if_lost(io, "/pool") is None
+    assert examine(io, "/pool", repair=True, limits=LIMITS).sound
     files.damage("/pool/meta.db", 0, b"\xff" * 4096)
-    found = rebuild_if_lost(io, "/pool")
-    assert found is not None
-    assert found["disks"] == 1
+    report = examine(io, "/pool", repair=True, limits=LIMITS)
+    assert "is rebuilt" in report.steps[0].what
+    assert [verdict.id for verdict in report.after] == [DISK]
+    assert files.exists(report.steps[0].aside[0])

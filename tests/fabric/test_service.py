@@ -1,16 +1,16 @@
-"""The fabric as processes: keeper and service, the sockets, who may use them, and what a SIGKILL costs (nothing)."""
+"""The fabric as processes: keeper and service, the sockets, who may use them. Kills are in ``test_kills.py``."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -22,7 +22,6 @@ from innkeeper.model.problems import Conflict, Invalid, NotFound, Unavailable
 from innkeeper.system.files import Io
 
 MIB = 1 << 20
-WRITER = Path(__file__).parent / "stamping_writer.py"
 OTHER_UID = 12345
 
 
@@ -30,58 +29,6 @@ OTHER_UID = 12345
 def fabric(tmp_path: Path) -> Iterator[FabricProcess]:
     with fabric_process(tmp_path / "inn") as running:
         yield running
-
-
-def kill_under_writers(fabric: FabricProcess, export: str, seed: int, kills: int) -> tuple[int, int]:
-    """SIGKILL the fabric ``kills`` times under a stamping writer; (writes acknowledged, blocks checked)."""
-    chance = random.Random(seed)
-    command = ["/usr/bin/python3", str(WRITER), fabric.uri(export), str(seed)]
-    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-    assert writer.stdin is not None
-    assert writer.stdout is not None
-    acknowledged = checked = 0
-    try:
-        for _ in range(kills):
-            writer.stdin.write(f"write {chance.randrange(50, 400)}\n")
-            assert writer.stdout.readline() == "writing\n"
-            pid = fabric.kill()
-            eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the fabric's end")
-            words = writer.stdout.readline().split()
-            assert words[:1] == ["lost"], f"seed {seed}: {words}"
-            acknowledged += int(words[1])
-            writer.stdin.write("check\n")
-            words = writer.stdout.readline().split()
-            assert words[:1] == ["good"], f"seed {seed}: {' '.join(words)}"
-            checked += int(words[1])
-        writer.stdin.close()
-        assert writer.wait(PATIENCE_S) == 0
-    finally:
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()
-    return acknowledged, checked
-
-
-def test_acknowledged_writes_survive_sigkill(tmp_path: Path) -> None:
-    with fabric_process(tmp_path / "inn", hasty=True) as fabric:
-        acknowledged, checked = kill_under_writers(fabric, fabric.disk(16 * MIB), seed=7, kills=4)
-        assert acknowledged >= 4 * 50
-        assert checked >= acknowledged / 4
-        assert not fabric.ask("check")["problems"]
-
-
-@pytest.mark.slow
-def test_two_hundred_kills(tmp_path: Path) -> None:
-    """Programme 4: per block, last acknowledged stamp <= the one seen <= last one sent; then the pool is whole."""
-    seed, kills = random.SystemRandom().randrange(1 << 32), 200
-    with fabric_process(tmp_path / "inn", hasty=True) as fabric:
-        acknowledged, checked = kill_under_writers(fabric, fabric.disk(64 * MIB), seed, kills)
-        assert acknowledged >= kills * 50
-        assert not fabric.ask("check")["problems"]
-    print(
-        f"seed {seed}, {kills} kills, {acknowledged} writes acknowledged, {checked} blocks checked, 0 losses"
-        f" (at most {3 / kills:.3f} a kill at 95 %)"
-    )
 
 
 def test_the_listening_socket_outlives_the_fabric(fabric: FabricProcess) -> None:
@@ -189,6 +136,32 @@ def test_the_client_answers_across_a_restart(fabric: FabricProcess) -> None:
             await client.close()
 
     fabric.ask("ping")
+    asyncio.run(use())
+
+
+def test_a_connection_that_breaks_while_it_is_written_to_is_made_again(
+    fabric: FabricProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writing side learns of the loss first: it must not try that connection again and again."""
+    readers = []
+    connect = asyncio.open_unix_connection
+
+    async def noted(*arguments: Any, **named: Any) -> Any:
+        reader, writer = await connect(*arguments, **named)
+        readers.append(reader)
+        return reader, writer
+
+    async def use() -> None:
+        client = FabricClient(fabric.paths.fabric_socket, patience_s=PATIENCE_S)
+        await client.connect()
+        try:
+            readers[0].set_exception(ConnectionResetError("gone"))
+            assert await client.ping() == "pong"
+            assert len(readers) == 2
+        finally:
+            await client.close()
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", noted)
     asyncio.run(use())
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 
+from innkeeper.fabric import upkeep
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.space import Limits
+from innkeeper.model.problems import Problem
 from innkeeper.system.simulation import simulated_io
 
 LIMITS = Limits(log_bytes=1 << 20, segment_bytes=256 << 10, group_bytes=384 << 10, headroom_bytes=0)
@@ -50,4 +54,31 @@ def test_a_log_full_of_what_was_removed_takes_writes_again(upkeep: Callable[[Poo
     assert pool.log_room() > 0, "nothing is left that a drain could drain"
     assert told.is_set(), "those who wait for the log are told"
     fill_log(pool, KEPT)
+    pool.close()
+
+
+def test_what_nobody_flushes_gets_onto_the_medium(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "SYNC_BYTES", 256 << 10)
+    io, files = simulated_io(11)
+    pool = Pool.open(io, "/pool", limits=LIMITS, background=False)
+    pool.storage_create(STORAGE)
+    pool.disk_create(KEPT, 16 << 20, STORAGE)
+    pool.attach(WRITER, disk_id=KEPT)
+    volume = pool.volume(WRITER)
+    for number, expected in ((16, False), (48, True)):
+        synced = pool.log.synced_upto
+        for page in range(number):
+            volume.stage_write(page * 4096, bytes([page + 1]) * 4096)
+            pool.submit()
+        pool._write_out_step()
+        assert (pool.log.synced_upto == pool.log.sequence) == expected
+        assert (pool.log.synced_upto > synced) == expected
+    files.cut_power()
+    with suppress(Problem):
+        pool._release()
+    pool = Pool.open(replace(io, files=files.process()), "/pool", limits=LIMITS, background=False)
+    pool.attach(WRITER, disk_id=KEPT)
+    volume = pool.volume(WRITER)
+    assert all(volume.read_blocking(page * 4096, 4096) == bytes([page + 1]) * 4096 for page in range(48))
+    volume.close()
     pool.close()

@@ -15,12 +15,14 @@ from innkeeper.harden import doctor
 from innkeeper.harden.facts import HostFacts, disciplined, gather
 from innkeeper.harden.ports import Listener, command_names, listeners, parse_sockets
 from innkeeper.model.sizes import GIB, MIB
+from innkeeper.network.features import FEATURES, Feature
 
 WELL = HostFacts(
     is_root=True,
     kernel="6.1.0",
     devices={"/dev/kvm": True, "/dev/net/tun": True, "/dev/vhost-net": True},
-    kernel_parts={"bridge": True, "nf_tables": True, "tun": True, "br_netfilter": False},
+    kernel_parts={"bridge": True, "nf_tables": True, "tun": True, "br_netfilter": False}
+    | {part: True for feature in FEATURES for part in feature.parts},
     cgroup_version=2,
     tools={
         "qemu-system-x86_64": "QEMU emulator version 10.0.2 (Debian)",
@@ -49,6 +51,7 @@ def test_a_well_host_has_no_complaints() -> None:
     ("change", "name", "state", "essential"),
     [
         ({"is_root": False}, "root", "failed", True),
+        ({"switch_findings": (("lan", "eth0, the uplink, is gone"),)}, "switch lan", "warning", False),
         ({"tools": {**WELL.tools, "nft": None}}, "tool nft", "failed", True),
         ({"tools": {**WELL.tools, "swtpm": None}}, "tool swtpm", "warning", False),
         (
@@ -60,6 +63,7 @@ def test_a_well_host_has_no_complaints() -> None:
         ({"devices": {"/dev/net/tun": False}}, "device /dev/net/tun", "failed", True),
         ({"devices": {"/dev/net/tun": True}}, "device /dev/vhost-net", "warning", False),
         ({"kernel_parts": {"bridge": False, "nf_tables": True}}, "kernel bridge", "failed", True),
+        ({"kernel_parts": {**WELL.kernel_parts, "ifb": False}}, "kernel traffic control", "warning", False),
         ({"state_free_bytes": GIB}, "disk space", "failed", True),
         ({"state_free_bytes": 5 * GIB}, "disk space", "warning", True),
         ({"state_free_bytes": GIB, "founded": True}, "disk space", "warning", True),
@@ -79,6 +83,16 @@ def test_each_complaint_has_a_remedy(change: dict[str, object], name: str, state
     assert found.remedy
     assert found.essential == essential
     assert (found in doctor.essential(checks)) == (essential and state == "failed")
+
+
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_a_kernel_without_a_part_is_told_what_works_all_the_same(feature: Feature) -> None:
+    for part in feature.parts:
+        found = doctor.examine(dataclasses.replace(WELL, kernel_parts={**WELL.kernel_parts, part: False}))
+        warned = [check for check in found if check.state != "ok" and check.name == f"kernel {feature.name}"]
+        assert len(warned) == 1 == sum(check.state != "ok" for check in found), "told once"
+        assert part in warned[0].detail
+        assert warned[0].cause == f"{feature.need}; {feature.still}"
 
 
 def test_a_held_port_names_its_holder() -> None:

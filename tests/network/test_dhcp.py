@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from innkeeper.model.problems import Failed
-from innkeeper.network.dhcp import Lease, compile_files, parse_leases
+from innkeeper.network import dhcp
+from innkeeper.network.dhcp import Lease, Server, compile_files, parse_leases
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 
 LAN = SwitchPolicy("lan", "inbr-k3f91", subnet="10.77.0.0/24", dns_domain="inn")
@@ -29,7 +30,7 @@ def test_order_does_not_matter() -> None:
 def test_it_serves_its_bridge_only_and_not_as_root() -> None:
     lines = compile_files(LAN, [], DIRECTORY, "nobody").configuration.splitlines()
     assert {"interface=inbr-k3f91", "except-interface=lo", "bind-dynamic", "user=nobody"} <= set(lines)
-    assert "dhcp-range=10.77.0.0,static,255.255.255.0,1h" in lines
+    assert "dhcp-range=10.77.0.0,static,255.255.255.0,3600" in lines
 
 
 def test_guests_do_not_choose_names() -> None:
@@ -58,3 +59,22 @@ def test_leases() -> None:
         Lease("10.77.0.2", "52:54:00:00:00:01", "web", 1764000000),
         Lease("10.77.0.3", "52:54:00:00:00:02", "", 0),
     ]
+
+
+def test_a_process_that_ends_before_it_is_told_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Vanishing(Server):
+        started = 0
+
+        def pid(self) -> int | None:
+            return 2**22 + 1
+
+        def _start(self, switch: SwitchPolicy) -> None:
+            self.started += 1
+
+    monkeypatch.setattr(dhcp, "_is_here", lambda _: True)
+    monkeypatch.setattr(Server, "_prepare", lambda self: self._directory.mkdir(exist_ok=True))
+    server = Vanishing(tmp_path / "lan")
+    server.ensure(LAN, [])
+    assert server.started == 1, "its configuration is new, and stopping what is gone is no error"
+    assert server.ensure(LAN, [WEB]) == ["start DHCP and DNS of switch lan"]
+    assert server.started == 2

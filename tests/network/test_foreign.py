@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from switch_lab import new_namespace, run_in
 
+from innkeeper.network.docker import CHAIN_PREFIX, chain_rules
 from innkeeper.network.foreign import Finding, findings
 from innkeeper.network.nft import refusal
+from innkeeper.network.overlay import OverlayPolicy
+from innkeeper.network.tenant import uplink_of
 
 BRIDGE = "inbr-k3f91"
 
@@ -45,6 +48,34 @@ def _judge(ruleset: list[dict[str, Any]], *, nat: bool = True, bridged: bool = F
     return findings(ruleset, [BRIDGE], nat=nat, bridge_netfilter=bridged)
 
 
+CONSENT = [
+    _chain(CHAIN_PREFIX + "k3f9"),
+    _rule("DOCKER-USER", {"xt": {"type": "match", "name": "comment"}}, {"jump": {"target": CHAIN_PREFIX + "k3f9"}}),
+]
+
+
+def _consented(rule: str) -> dict[str, Any]:
+    """A rule of the inn's chain, as nft lists what iptables made of it."""
+    _, chain, *words = rule.split()
+    said = dict(zip(words[::2], words[1::2], strict=True)) if "-m" not in words else {"-o": words[1], "-j": words[-1]}
+    devices = [
+        _device(key, said[option].replace("+", "*"))
+        for option, key in (("-i", "iifname"), ("-o", "oifname"))
+        if option in said
+    ]
+    state = [{"xt": {"type": "match", "name": "conntrack"}}] if "-m" in words else []
+    return _rule(chain, *devices, *state, {said["-j"].lower(): None})
+
+
+def test_with_consent_docker_drops_nothing_of_bridges_nor_of_tenants_uplinks() -> None:
+    uplink = uplink_of(BRIDGE, OverlayPolicy(5001, "192.0.2.1", domain=1)).device
+    rules = [_consented(rule) for rule in chain_rules("k3f9")[1:]]
+    for way in (BRIDGE, uplink):
+        assert findings(DOCKER, [way], nat=True, bridge_netfilter=False)
+        ruleset = [*DOCKER[:-1], *CONSENT, DOCKER[-1], *rules]
+        assert findings(ruleset, [way], nat=True, bridge_netfilter=True) == []
+
+
 def test_an_empty_host_drops_nothing() -> None:
     assert _judge([]) == []
     assert _judge([_chain("FORWARD", "forward"), _chain("INPUT", "input")], bridged=True) == []
@@ -57,12 +88,18 @@ def test_dockers_forward_policy_is_named() -> None:
         f"traffic of guests on {BRIDGE} to the outside",
         f"answers from the outside to guests on {BRIDGE}",
     ]
-    assert "DOCKER-USER" in found[0].remedy
+    assert "inn host set --allow-docker" in found[0].remedy
 
 
 def test_where_bridged_frames_pass_ip_hooks_even_neighbours_are_cut_off() -> None:
     assert any("between guests" in one.what for one in _judge(DOCKER, nat=False, bridged=True))
     assert _judge(DOCKER, nat=False, bridged=False) == []
+
+
+def test_on_a_private_or_external_switch_only_what_passes_within_it_can_be_dropped() -> None:
+    assert findings(DOCKER, [], guests_only=[BRIDGE], nat=True, bridge_netfilter=False) == []
+    found = findings(DOCKER, [], guests_only=[BRIDGE], nat=True, bridge_netfilter=True)
+    assert [one.what for one in found] == [f"traffic between guests on {BRIDGE}"]
 
 
 def test_an_accept_in_docker_user_helps() -> None:
@@ -85,13 +122,14 @@ def test_a_rule_that_may_accept_makes_it_uncertain() -> None:
     ruleset = [_chain("INPUT", "input", "drop", "mine"), _rule("INPUT", port, ACCEPT, table="mine")]
     (found,) = _judge(ruleset)
     assert not found.certain
-    assert found.detail == f"other rules: ip mine INPUT may drop DHCP and DNS requests on {BRIDGE}"
+    assert found.detail == f"other rules: ip mine INPUT may drop DHCP and DNS requests on {BRIDGE} (its policy)"
 
 
 def test_a_last_rule_that_drops_everything_is_seen() -> None:
     reject = {"reject": {"type": "icmp", "expr": "host-prohibited"}}
     ruleset = [_chain("INPUT", "input"), _rule("INPUT", _device("iifname", "lo"), ACCEPT), _rule("INPUT", reject)]
-    assert [one.certain for one in _judge(ruleset)] == [True]
+    ruleset[-1]["rule"]["handle"] = 7
+    assert [(one.certain, one.rule) for one in _judge(ruleset)] == [(True, "rule 7 of chain INPUT")]
 
 
 def test_a_named_set_of_devices_is_followed() -> None:

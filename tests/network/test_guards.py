@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import frames as f
 import pytest
-from attacks import ATTACKS, HONEST, KERNEL, SWITCH, fragments6, port, udp4
+from attacks import ATTACKS, HONEST, KERNEL, SWITCH, VRRP, fragments6, port, udp4
 from switch_lab import Guest, Lab, new_lab, run_in
 
+from innkeeper.model.guards import GUARD_NAMES
 from innkeeper.network.policy import GuardPolicy, PortPolicy
 
 pytestmark = pytest.mark.root
@@ -84,8 +85,11 @@ def test_an_honest_ipv6_packet_in_fragments_arrives(lab: Lab, attacker: Guest, v
     assert any(b"end of it" in frame for frame in arrived)  # in one piece where br_netfilter is active
 
 
+NO_GUARDS = GuardPolicy(**dict.fromkeys(GUARD_NAMES, False))
 OFF = {
-    "arp": ("arp reply for the gateway", "neighbour advert for another", "claim of another's address"),
+    "arp": ("arp reply for the gateway", "gratuitous arp reply for the gateway"),
+    "nd": ("neighbour advert for another", "claim of another's address"),
+    "frame": ("unknown ethertype", "priority tag"),
     "ip": ("third's address", "another's ipv6 address"),
     "dhcp": ("dhcp offer", "dhcpv6 advert"),
     "router": ("router advertisement", "icmp redirect", "redirect"),
@@ -105,7 +109,7 @@ def test_with_its_guard_off_the_attack_passes(
 
 
 def test_with_all_guards_off_anything_passes(lab: Lab, attacker: Guest, victim: Guest, third: Guest) -> None:
-    lab.set_port(attacker, replace(attacker.port, guards=GuardPolicy(False, False, False, False, False)))
+    lab.set_port(attacker, replace(attacker.port, guards=NO_GUARDS))
     frame = ATTACKS["unknown ethertype"][1](attacker, victim, third)
     assert lab.deliver(attacker, victim, *([frame] if isinstance(frame, bytes) else frame)) == [frame]
 
@@ -142,3 +146,34 @@ def test_a_tap_without_a_policy_is_closed(lab: Lab, attacker: Guest, victim: Gue
     lab.do(lab.runner.repair())
     assert lab.deliver(guest, victim) == []
     lab.unplug(guest)
+
+
+def test_a_storm_is_cut_to_its_rate_and_nothing_else(lab: Lab, attacker: Guest, victim: Guest) -> None:
+    for name, target in (("broadcast_per_s", f.BROADCAST), ("multicast_per_s", "01:00:5e:00:00:fb")):
+        lab.set_port(attacker, replace(attacker.port, guards=GuardPolicy(**{name: 1})))
+        before = lab.dropped(attacker)["storm"]
+        storm = [udp4(attacker, target, attacker.ip, "10.66.0.255", (9, 9), b"%d" % number) for number in range(300)]
+        arrived = [frame for frame in lab.deliver(attacker, victim, *storm) if frame[:6] == f.mac(target)]
+        assert 15 <= len(arrived) < 100  # the burst, and what a slow machine takes longer for
+        assert lab.dropped(attacker)["storm"] - before == 300 - len(arrived)
+    lab.set_port(attacker, replace(attacker.port, guards=GuardPolicy(multicast_per_s=1, storm=False)))
+    assert len(lab.deliver(attacker, victim, *storm[:60])) == 60
+
+
+def test_an_allowed_ethertype_passes_and_no_other(lab: Lab, attacker: Guest, victim: Guest) -> None:
+    allowed, other = (f.ethernet(victim.mac, attacker.mac, kind, bytes(50)) for kind in (0x88A4, 0x88A5))
+    lab.set_port(attacker, replace(attacker.port, guards=GuardPolicy(ethertypes=(0x88A4,))))
+    assert lab.deliver(attacker, victim, allowed, other) == [allowed]
+
+
+def test_a_virtual_router_may_use_what_it_was_given(lab: Lab, attacker: Guest, victim: Guest, third: Guest) -> None:
+    shared, mac = "10.66.0.200", VRRP
+    frame = f.arp(mac, 1, mac, shared, "00" * 6, shared)
+    assert lab.deliver(attacker, victim, frame) == []
+    for guest in (attacker, third):  # it moves from one to the other
+        before = guest.port
+        lab.set_port(guest, replace(before, extra=(shared, "2001:db8::200"), extra_macs=(mac,)))
+        assert lab.deliver(guest, victim, frame) == [frame]
+        forged = f.arp(mac, 2, mac, victim.ip, victim.mac, victim.ip)
+        assert lab.deliver(guest, victim, forged) == []
+        lab.set_port(guest, before)

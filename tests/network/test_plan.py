@@ -22,7 +22,7 @@ def test_a_new_switch() -> None:
     assert plan.steps == (
         "add the rules of nat switch lan in one transaction",
         "make bridge inbr-k3f91 with the address 10.77.0.1",
-        "make tap intp-k3f91 in inbr-k3f91",
+        "make tap intp-k3f91 (web) in inbr-k3f91",
         "start DHCP and DNS on 10.77.0.1",
         "let the host forward IPv4 (net.ipv4.ip_forward)",
     )
@@ -33,7 +33,7 @@ def test_a_new_switch() -> None:
 def test_a_guard_is_one_line() -> None:
     open_port = replace(WEB, guards=replace(WEB.guards, dhcp=False))
     plan = plan_change(STANDING, Standing(LAN, {WEB.tap: open_port}), *WHERE)
-    assert plan.steps == ("change the rules of port intp-k3f91",)
+    assert plan.steps == ("change the rules of port intp-k3f91 (web)",)
     changed = [line for line in plan.diff.splitlines() if line[0] in "+-" and line[:3] not in ("+++", "---")]
     assert changed == ["-bridge guard_dhcp: intp-k3f91"]
 
@@ -41,7 +41,7 @@ def test_a_guard_is_one_line() -> None:
 def test_a_removal_takes_everything() -> None:
     plan = plan_change(STANDING, None, *WHERE)
     assert plan.steps == (
-        "remove tap intp-k3f91",
+        "remove tap intp-k3f91 (web)",
         "stop DHCP and DNS of switch lan",
         "remove bridge inbr-k3f91",
         "take its rules out in one transaction",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
+from innkeeper.model.acl import AclEntry, AclLists, AclRule
+from innkeeper.model.guards import GUARD_NAMES
+from innkeeper.network.acl import policy_of
 from innkeeper.network.nat import switch_elements
+from innkeeper.network.overlay import OverlayPolicy, Record
 from innkeeper.network.policy import Forward, GuardPolicy, PortPolicy, SwitchPolicy
-from innkeeper.network.ruleset import COUNTED, Element, port_elements
+from innkeeper.network.ruleset import COUNTED, RATES, Element, port_elements
+from innkeeper.network.traffic import Meter, TrafficPolicy
 from innkeeper.network.transaction import (
     Schema,
     change,
@@ -23,6 +28,8 @@ from innkeeper.network.transaction import (
     replace as replace_all,
     schema_stands,
 )
+from innkeeper.network.uplink_policy import UplinkPolicy
+from innkeeper.network.vlan_policy import VlanPolicy
 
 GOLDEN = Path(__file__).parent / "golden" / "inn.nft"
 SCHEMA = Schema("k3f9")
@@ -37,7 +44,43 @@ OPEN = PortPolicy("intp-k3f92", "52:54:3f:a1:00:02", ("10.77.0.3",), guards=Guar
 APART = SwitchPolicy("apart", "inbr-k3f92", kind="private")
 UNKNOWN = PortPolicy("intp-k3f93", "52:54:3f:a1:00:03")
 INSIDE = SwitchPolicy("inside", "inbr-k3f93", kind="internal", subnet="10.78.0.0/24")
-INN = [(LAN, [WEB, OPEN]), (APART, [UNKNOWN]), (INSIDE, [])]
+METERED = PortPolicy(
+    "intp-k3f94",
+    "52:54:3f:a1:00:04",
+    ("10.77.0.4",),
+    traffic=TrafficPolicy(dscp=46, meters=(Meter("in", "0.0.0.0/0"), Meter("in", "10.0.0.0/8"), Meter("out", "::/0"))),
+)
+OUTSIDE = SwitchPolicy("outside", "inbr-k3f94", kind="external", uplink=UplinkPolicy(("eth0",)))
+THERE = PortPolicy("intp-k3f95", "52:54:3f:a1:00:05")
+ALLOWED = AclRule(weight=9, action="allow", direction="out", protocol="tcp", stateful=True)
+LISTED = PortPolicy(
+    "intp-k3f9l",
+    "52:54:3f:a1:00:4c",
+    ("10.78.0.2",),
+    acl=policy_of(
+        [
+            ("", AclLists(entries=[AclEntry(action="deny", direction="in", remote="192.0.2.0/24")])),
+            ("web", AclLists(rules=[ALLOWED])),
+        ]
+    ),
+)
+OVERLAY = OverlayPolicy(
+    5001,
+    "192.0.2.1",
+    records=(
+        Record("10.5.0.7", "52:54:3f:a1:00:07", "192.0.2.2"),
+        Record("10.5.0.8", "52:54:3f:a1:00:08", "192.0.2.1"),
+    ),
+)
+VIRTUAL = SwitchPolicy("red", "inbr-k3f95", kind="virtual", subnet="10.5.0.0/24", overlay=OVERLAY)
+TENANT = PortPolicy("intp-k3f96", "52:54:3f:a1:00:08", ("10.5.0.8",))
+TAGGED = SwitchPolicy("tagged", "inbr-k3f96", kind="internal", subnet="10.79.0.0/24", vlans=True)
+ALONE = PortPolicy(
+    "intp-k3f97", "52:54:3f:a1:00:09", ("10.79.0.5",), vlan=VlanPolicy("isolated", 1, others=((101, 101),))
+)
+SHARED = PortPolicy("intp-k3f98", "52:54:3f:a1:00:0a", vlan=VlanPolicy("promiscuous", 1, others=((101, 103),)))
+INN = [(LAN, [WEB, OPEN, METERED]), (APART, [UNKNOWN]), (INSIDE, [LISTED]), (OUTSIDE, [THERE]), (VIRTUAL, [TENANT])]
+INN.append((TAGGED, [ALONE, SHARED]))
 
 
 def test_the_rules_of_an_inn_are_the_golden_ones() -> None:
@@ -52,7 +95,7 @@ def test_no_concatenation_is_longer_than_nft_can_do() -> None:
 def test_every_rule_says_why_in_words_of_its_own() -> None:
     for family in ("bridge", "inet"):
         rules = SCHEMA.rules(family)
-        written = [line for line in SCHEMA.body(family).replace("\\\n", "").splitlines() if _is_rule(line)]
+        written = [line for line in SCHEMA.text(family).replace("\\\n", "").splitlines() if _is_rule(line)]
         assert len(rules) == len(written)
         assert len({chain for chain, _ in rules}) > 3
 
@@ -69,17 +112,31 @@ def _containers(port: PortPolicy, switch: SwitchPolicy = LAN) -> set[str]:
 
 
 def test_each_guard_is_its_own_sets() -> None:
-    for guard in (field.name for field in fields(GuardPolicy)):
+    for guard in GUARD_NAMES:
         off = replace(WEB, guards=replace(GuardPolicy(), **{guard: False}))
-        assert port_elements(LAN, WEB) - port_elements(LAN, off) == {
-            Element("bridge", container, (WEB.tap,)) for container in COUNTED[guard]
-        }
+        gone = port_elements(LAN, WEB) - port_elements(LAN, off)
+        rates = {element for element in gone if element.container in RATES}
+        assert gone - rates == {Element("bridge", container, (WEB.tap,)) for container in COUNTED[guard]}
+        assert bool(rates) == (guard == "storm")
 
 
-def test_frames_are_free_only_when_every_guard_is_off() -> None:
-    none = GuardPolicy(mac=False, ip=False, arp=False, dhcp=False, router=False)
-    assert "guard_frame" in _containers(replace(WEB, guards=replace(none, dhcp=True)))
-    assert "guard_frame" not in _containers(replace(WEB, guards=none))
+def test_what_a_port_may_use_besides_is_known() -> None:
+    router = replace(WEB, extra=("10.77.0.200", "2001:db8::200"), extra_macs=("00:00:5e:00:01:07",))
+    more = port_elements(LAN, router) - port_elements(LAN, WEB)
+    assert Element("bridge", "macs", (WEB.tap, "00:00:5e:00:01:07")) in more
+    assert Element("bridge", "arp4", (WEB.tap, "00:00:5e:00:01:07", "10.77.0.2")) in more
+    assert Element("bridge", "addresses4", (WEB.tap, "10.77.0.200")) in more
+    assert Element("bridge", "addresses6", (WEB.tap, "2001:db8::200")) in more
+
+
+def test_an_extra_address_alone_locks_nobody_out() -> None:
+    assert {"guard_ip4", "guard_arp"}.isdisjoint(_containers(replace(UNKNOWN, extra=("10.77.0.200",))))
+
+
+def test_allowed_ethertypes_and_rates_are_the_ports_own() -> None:
+    port = replace(WEB, guards=GuardPolicy(ethertypes=(0x88CC,), broadcast_per_s=50))
+    assert Element("bridge", "ethertypes", (WEB.tap, "0x88cc")) in port_elements(LAN, port)
+    assert Element("bridge", "storm_broadcast", (WEB.tap,), ("50",)) in port_elements(LAN, port)
 
 
 def test_without_an_address_ipv4_is_left_alone() -> None:
@@ -98,14 +155,17 @@ def test_only_ports_of_private_switches_are_apart_from_the_host() -> None:
 
 
 def test_only_nat_switches_are_translated() -> None:
-    assert {element.container for element in switch_elements(INSIDE)} == {"bridges", "within"}
+    of_host = {"gateways", "gateway_addresses"}
+    assert {element.container for element in switch_elements(INSIDE)} == {"bridges", "within"} | of_host
     assert {"nat_subnets", "nat_bridges", "forwards", "forwards_at"} <= {e.container for e in switch_elements(LAN)}
 
 
 # --- transactions ----------------------------------------------------------------------------------------------------
 
 _octet = st.integers(0, 255)
-_guards = st.builds(GuardPolicy, *[st.booleans()] * 5)
+_guards = st.builds(
+    GuardPolicy, *[st.booleans()] * 8, broadcast_per_s=st.integers(1, 9), ethertypes=st.sampled_from([(), (0x88CC,)])
+)
 _addresses4 = st.lists(st.builds("10.77.{}.{}".format, _octet, st.integers(2, 250)), max_size=3, unique=True)
 _addresses6 = st.lists(st.builds("2001:db8::{:x}".format, st.integers(1, 0xFFFF)), max_size=2, unique=True)
 
@@ -136,7 +196,7 @@ def _apply(text: str, held: set[tuple[str, str, str]]) -> None:
             r"(add|delete) element (\w+) (\w+) (\w+) \{ (.*) \}", line
         ).groups()  # type: ignore[union-attr]
         assert table == SCHEMA.table
-        for member in members.split(", "):
+        for member in (one.partition(" limit ")[0] for one in members.split(", ")):
             if verb == "add":
                 held.add((family, container, member))
             else:
@@ -163,7 +223,7 @@ def test_changes_one_by_one_lead_where_compiling_everything_leads(
     assert held == whole
 
 
-@given(st.permutations(INN), st.permutations([WEB, OPEN]))
+@given(st.permutations(INN), st.permutations([WEB, OPEN, METERED]))
 def test_compiling_does_not_depend_on_order(
     inn: list[tuple[SwitchPolicy, list[PortPolicy]]], ports: list[PortPolicy]
 ) -> None:
@@ -225,7 +285,8 @@ def test_elements_are_read_from_what_nft_lists() -> None:
 
 
 def _listed(family: str) -> list[dict[str, dict[str, str]]]:
-    chains = [{"chain": {"name": name}} for name in re.findall(r"^  chain (\w+)", SCHEMA.body(family), re.MULTILINE)]
+    text = SCHEMA.body(family) + ("".join(SCHEMA.hooks().values()) if family == "bridge" else "")
+    chains = [{"chain": {"name": name}} for name in re.findall(r"^  chain (\w+)", text, re.MULTILINE)]
     return chains + [{"rule": {"chain": chain, "comment": comment}} for chain, comment in SCHEMA.rules(family)]
 
 

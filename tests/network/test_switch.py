@@ -14,6 +14,7 @@ from switch_world import GATEWAY, SWITCH, kernel_state, port_of, switch_director
 
 from innkeeper.model.problems import Conflict, Failed, NotFound
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.ruleset import COUNTED
 from innkeeper.network.switch import SwitchRunner
 
 pytestmark = pytest.mark.root
@@ -55,7 +56,7 @@ def test_ports_come_and_go(lab: Lab) -> None:
     one = lab.plug(port_of(1))
     two = lab.plug(port_of(2))
     assert lab.deliver(one, two) == []
-    empty = {"mac": 0, "ip": 0, "arp": 0, "dhcp": 0, "router": 0, "frame": 0}
+    empty = dict.fromkeys(COUNTED, 0)
     assert lab.dropped(one) == empty
     assert lab.do(lab.runner.all_counters())[one.port.tap] == empty
     lab.unplug(one)

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from innkeeper.fabric.tiering import Move
 from innkeeper.model.problems import Corrupt, Invalid, NoSpace, NotFound
 from innkeeper.protect.backup import BackupInputs, backup_vm
 from innkeeper.protect.repository import Repository
@@ -207,6 +208,28 @@ def test_progress_rises_to_its_end(lab) -> None:
     asyncio.run(run())
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def test_what_is_in_an_object_store_is_backed_up_and_read_once(lab, tmp_path: Path) -> None:
+    disk = lab.fabric.disk(16 * MIB)
+    lab.fabric.write(disk, {0: lab.some(4 * MIB)})
+    pool = lab.fabric.pool
+    pool.drain()
+    pool.writers.leave("")
+    store = str(uuid4())
+    pool.device_add(store, f"file://{tmp_path}/store", "slow")
+    for number in sorted(pool.store.rows):
+        pool._moves = [Move(number, store)]
+        assert pool._move_next()
+    (first,) = lab.fabric.snapshot(disk)
+    assert {location for *_, location in pool.changed_blocks(first)["blocks"]} == {None}
+    one = lab.backup({disk: first})
+    assert one.logical_bytes == 4 * MIB
+    assert lab.restored(one.backup_id, disk) == lab.fabric.content(snapshot_id=first)
+    two = lab.backup({disk: first})
+    assert two.read_bytes == 0
+    assert lab.restored(two.backup_id, disk) == lab.fabric.content(snapshot_id=first)
+    assert_nothing_left(lab)
 
 
 def test_a_rotten_extent_of_the_pool_is_not_backed_up(lab) -> None:

@@ -1,17 +1,17 @@
-"""The suite that every driver of blobs passes, and what is particular to directories."""
+"""Drivers of repositories pass the suite of all drivers of blobs; what is particular to directories."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blobs_conformance import BlobsConformance
 from memory_blobs import MemoryBlobs
 
-from innkeeper.model.problems import Conflict, Failed, Invalid, NoSpace, NotFound, Unavailable
+from innkeeper.model.problems import Failed, Invalid, NoSpace, Unavailable
 from innkeeper.protect import blobs as blobs_module
 from innkeeper.protect.blobs import DRIVERS, Blobs, DirectoryBlobs
 
@@ -23,68 +23,8 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     return MAKERS[request.param](tmp_path)
 
 
-def test_put_get_size(blobs: Blobs) -> None:
-    blobs.put("packs/ab/one", [b"hello ", bytearray(b"blob"), memoryview(b"!")])
-    assert blobs.get("packs/ab/one") == b"hello blob!"
-    assert blobs.get("packs/ab/one", 6) == b"blob!"
-    assert blobs.get("packs/ab/one", 6, 4) == b"blob"
-    assert blobs.get("packs/ab/one", 6, 100) == b"blob!"
-    assert blobs.get("packs/ab/one", 100, 5) == b""
-    assert blobs.size("packs/ab/one") == 11
-
-
-def test_empty_and_many_parts(blobs: Blobs) -> None:
-    blobs.put("a/empty", [])
-    assert blobs.get("a/empty") == b""
-    parts = [bytes((number % 256,)) * (number % 7) for number in range(5000)]
-    blobs.put("a/many", parts)
-    assert blobs.get("a/many") == b"".join(parts)
-
-
-def test_put_if_absent(blobs: Blobs) -> None:
-    blobs.put("points/x", [b"first"])
-    with pytest.raises(Conflict, match="blob.exists"):
-        blobs.put("points/x", [b"second"])
-    assert blobs.get("points/x") == b"first"
-
-
-def test_one_of_many_racing_puts_wins(blobs: Blobs) -> None:
-    outcomes: list[str] = []
-
-    def put(number: int) -> None:
-        try:
-            blobs.put("points/race", [b"%d" % number])
-            outcomes.append(str(number))
-        except Conflict:
-            pass
-
-    threads = [threading.Thread(target=put, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(outcomes) == 1
-    assert blobs.get("points/race") == outcomes[0].encode()
-
-
-def test_ls_by_folder(blobs: Blobs) -> None:
-    assert list(blobs.ls("packs/")) == []
-    blobs.put("packs/ab/one", [b"1"])
-    blobs.put("packs/cd/two", [b"22"])
-    blobs.put("packsother", [b"3"])
-    assert sorted(blobs.ls("packs/")) == [("packs/ab/one", 1), ("packs/cd/two", 2)]
-    assert list(blobs.ls("packs/cd/")) == [("packs/cd/two", 2)]
-
-
-def test_delete_and_absent(blobs: Blobs) -> None:
-    blobs.put("a/b", [b"x"])
-    blobs.delete("a/b")
-    blobs.delete("a/b")
-    for ask in (blobs.get, blobs.size):
-        with pytest.raises(NotFound, match="blob.absent"):
-            ask("a/b")
-    blobs.put("a/b", [b"again"])
-    assert blobs.get("a/b") == b"again"
+class TestEveryDriver(BlobsConformance):
+    """The shared suite."""
 
 
 def test_local_path_holds_the_bytes(blobs: Blobs) -> None:

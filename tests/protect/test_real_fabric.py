@@ -23,17 +23,16 @@ from innkeeper.protect.restore import restore_disks
 from innkeeper.protect.verify import verify
 
 MIB = 1 << 20
-SERVE = (
-    "import sys; from pathlib import Path; from innkeeper.fabric import keeper, service; "
-    "pool, nbd, control = map(Path, sys.argv[1:]); service.run(pool, keeper.listen(nbd), control)"
-)
+FABRIC = (sys.executable, "-m", "innkeeper", "fabric")
 
 
 @pytest.fixture
 def sockets(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Control and NBD socket of a fabric process of this test."""
     control, nbd = tmp_path / "c.sock", tmp_path / "n.sock"
-    process = subprocess.Popen([sys.executable, "-c", SERVE, str(tmp_path / "pool"), str(nbd), str(control)])
+    pool = str(tmp_path / "pool")
+    subprocess.run([*FABRIC, "init", pool], check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*FABRIC, "serve", pool, "--socket", str(nbd), "--control", str(control)])
     yield control, nbd
     process.terminate()
     assert process.wait(timeout=60) == 0

@@ -63,12 +63,14 @@ def fragments6(
     ]
 
 
+VRRP = "00:00:5e:00:01:07"
 KERNEL = "kernel"
 """Dropped or kept by the bridge itself, before any rule."""
 
 Attack = Callable[[Guest, Guest, Guest], bytes | list[bytes]]
 
 OFFER_OPTIONS = bytes([54, 4]) + f.ip("10.66.0.11") + bytes([3, 4]) + f.ip("10.66.0.11")
+DISCOVER_FOR_ANOTHER = f.udp("0.0.0.0", "255.255.255.255", 68, 67, f.dhcp(1, 1, STRANGER_MAC))
 DHCPV6_ADVERT = bytes([2, 1, 2, 3]) + bytes([0, 2, 0, 4]) + b"evil"
 
 ATTACKS: dict[str, tuple[str, Attack]] = {
@@ -101,6 +103,11 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         "mac",
         lambda a, v, t: f.ethernet(v.mac, t.mac, 0x0800, f.ipv4(a.ip, v.ip, 17, f.udp(a.ip, v.ip, 1, 2, b"x"))),
     ),
+    "macs that flap": (
+        "mac",
+        lambda a, v, t: [f.arp(mac, 2, mac, a.ip, v.mac, v.ip) for mac in (v.mac, t.mac) * 4],
+    ),
+    "a virtual router's mac": ("mac", lambda a, v, t: f.arp(VRRP, 2, VRRP, a.ip, v.mac, v.ip)),
     "a group as the source": (
         KERNEL,
         lambda a, v, t: f.ethernet(
@@ -125,6 +132,29 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda a, v, t: f.ethernet(v.mac, a.mac, 0x0800, f.ipv4(a.ip, v.ip, 17, bytes(16), header_words=3)),
     ),
     # --- dhcp ---
+    "dhcp discover in another's name": (
+        "mac",
+        lambda a, v, t: udp4(a, f.BROADCAST, "0.0.0.0", "255.255.255.255", (68, 67), f.dhcp(1, 1, t.mac)),
+    ),
+    "dhcp release in another's name": (
+        "mac",
+        lambda a, v, t: udp4(a, v.mac, a.ip, v.ip, (68, 67), f.dhcp(1, 7, t.mac)),
+    ),
+    "dhcp discover in another's name in fragments": (
+        "mac",
+        lambda a, v, t: f.ethernet(
+            f.BROADCAST,
+            a.mac,
+            0x0800,
+            f.ipv4("0.0.0.0", "255.255.255.255", 17, DISCOVER_FOR_ANOTHER[:32], fragment=0x2000),
+        ),
+    ),
+    "dhcp release in another's name in fragments": (
+        "mac",
+        lambda a, v, t: f.ethernet(
+            v.mac, a.mac, 0x0800, f.ipv4(a.ip, v.ip, 17, DISCOVER_FOR_ANOTHER[:8], fragment=0x2000)
+        ),
+    ),
     "dhcp offer": (
         "dhcp",
         lambda a, v, t: udp4(a, v.mac, a.ip, "255.255.255.255", (67, 68), f.dhcp(2, 2, v.mac, options=OFFER_OPTIONS)),
@@ -255,19 +285,19 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda a, v, t: nd(a, v, 137, bytes(4) + f.ip(a.link_local) + f.ip(t.link_local)),
     ),
     # --- neighbours ---
-    "neighbour advert for another": ("arp", lambda a, v, t: advert(a, v, t.link_local, a.mac)),
-    "neighbour advert for another without a mac": ("arp", lambda a, v, t: advert(a, v, t.link_local, None)),
+    "neighbour advert for another": ("nd", lambda a, v, t: advert(a, v, t.link_local, a.mac)),
+    "neighbour advert for another without a mac": ("nd", lambda a, v, t: advert(a, v, t.link_local, None)),
     "neighbour advert for another to all": (
-        "arp",
+        "nd",
         lambda a, v, t: advert(a, v, t.link_local, a.mac, to=f.ALL_NODES, flags=0x20000000),
     ),
-    "own address at another's mac (ipv6)": ("arp", lambda a, v, t: advert(a, v, a.link_local, t.mac)),
+    "own address at another's mac (ipv6)": ("nd", lambda a, v, t: advert(a, v, a.link_local, t.mac)),
     "neighbour advert in another's name": (
         "ip",
         lambda a, v, t: advert(a, v, t.link_local, a.mac, source=t.link_local),
     ),
     "neighbour advert with a second option": (
-        "arp",
+        "nd",
         lambda a, v, t: nd(
             a,
             v,
@@ -276,7 +306,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         ),
     ),
     "neighbour advert behind options": (
-        "arp",
+        "nd",
         lambda a, v, t: in_ipv6(
             a,
             v,
@@ -293,7 +323,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         ),
     ),
     "neighbour solicitation with another's mac": (
-        "arp",
+        "nd",
         lambda a, v, t: nd(a, v, 135, bytes(4) + f.ip(v.link_local) + f.link_option(1, t.mac)),
     ),
     "neighbour solicitation in another's name": (
@@ -301,11 +331,11 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda a, v, t: nd(a, v, 135, bytes(4) + f.ip(v.link_local) + f.link_option(1, a.mac), source=t.link_local),
     ),
     "claim of another's address": (
-        "arp",
+        "nd",
         lambda a, v, t: nd(a, v, 135, bytes(4) + f.ip(v.link_local), source="::", to=f.solicited_node(v.link_local)),
     ),
     "router solicitation with another's mac": (
-        "arp",
+        "nd",
         lambda a, v, t: nd(a, v, 133, bytes(4) + f.link_option(1, t.mac), to=f.ALL_NODES),
     ),
     "another's ipv6 address": (
@@ -382,6 +412,7 @@ HONEST: dict[str, Attack] = {
     "arp announcement": lambda a, v, t: f.arp(a.mac, 1, a.mac, a.ip, "00" * 6, a.ip),
     "gratuitous arp reply": lambda a, v, t: f.arp(a.mac, 2, a.mac, a.ip, f.BROADCAST, a.ip),
     "dhcp discover": lambda a, v, t: udp4(a, f.BROADCAST, "0.0.0.0", "255.255.255.255", (68, 67), f.dhcp(1, 1, a.mac)),
+    "dhcp renewal": lambda a, v, t: udp4(a, v.mac, a.ip, v.ip, (68, 67), f.dhcp(1, 3, a.mac)),
     "ping": lambda a, v, t: f.ethernet(v.mac, a.mac, 0x0800, f.ipv4(a.ip, v.ip, 1, f.icmp(8, 0, bytes(8)))),
     "ping in fragments": lambda a, v, t: [
         f.ethernet(v.mac, a.mac, 0x0800, f.ipv4(a.ip, v.ip, 1, f.icmp(8, 0, bytes(20)), fragment=0x2000)),

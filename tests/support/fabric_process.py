@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,16 @@ class FabricProcess:
         self.paths = Paths.open(state, create=True)
         self.paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.storage_id = str(uuid4())
-        program = ["-c", _KEEPER, str(state)] if hasty else ["-m", "innkeeper.fabric.keeper", "--state-dir", str(state)]
-        with (state / "keeper.log").open("ab") as log:
-            self.keeper = subprocess.Popen([sys.executable, *program], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._hasty = hasty
+        self.start()
         self.ask("storage_create", self.storage_id)
+
+    def start(self) -> None:
+        """Start a keeper, which starts the fabric."""
+        state = str(self.paths.state)
+        program = ["-c", _KEEPER, state] if self._hasty else ["-m", "innkeeper.fabric.keeper", "--state-dir", state]
+        with (self.paths.state / "keeper.log").open("ab") as log:
+            self.keeper = subprocess.Popen([sys.executable, *program], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def ask(self, operation: str, *arguments: Any, **named: Any) -> Any:
         """One control operation over a connection of its own."""
@@ -68,11 +74,25 @@ class FabricProcess:
         """The fabric's pid, as it noted it."""
         return int((self.paths.run / "fabric.pid").read_text())
 
+    def noted_pid(self) -> int:
+        """The same, 0 while it is being noted."""
+        return int((self.paths.run / "fabric.pid").read_text() or 0)
+
     def kill(self) -> int:
         """SIGKILL the fabric; the pid it had."""
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def die_with(self, cut: Callable[[], None]) -> None:
+        """SIGKILL both fabric and keeper, with ``cut`` done when the fabric has stopped and is not yet dead."""
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        self.keeper.kill()  # whereupon the fabric is told to end, which it cannot any more
+        self.keeper.wait()
+        cut()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the fabric's end")
 
     def disk(self, size_bytes: int, *, role: str = "writer", uid: int | None = None) -> str:
         """The export's name of a new disk."""

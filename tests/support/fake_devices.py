@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fake_shelf import Service
 
 from innkeeper.model import requests as ask, views
-from innkeeper.model.problems import Invalid, NotFound
-from innkeeper.model.resources import Disk, Image, Nic, Pool, Qos, Storage, Switch, new_id
+from innkeeper.model.capturing import CaptureStart
+from innkeeper.model.metering import MeterCount, MeterReport
+from innkeeper.model.problems import Conflict, Invalid, NotFound
+from innkeeper.model.resources import Acl, Disk, Image, Nic, Pool, Qos, Storage, Switch, new_id, now
+from innkeeper.model.tracing import PacketAsk, ReachAsk, Trace, TraceStep
+from innkeeper.model.uplink import Uplink
+from innkeeper.network.capture import pcap_header, pcap_record
 
 if TYPE_CHECKING:
     from fake_house import FakeHouse
@@ -81,6 +88,10 @@ class Disks(Service[Disk]):
             raise Invalid("disk.shrink", "that is smaller", remedy="use --shrink")
         return self.shelf.change(ref, size_bytes=request.size_bytes)
 
+    async def move(self, ref: str, request: ask.DiskMove) -> Any:
+        disk, storage = self.shelf.get(ref), self.house.storages.shelf.get(request.storage)
+        return self.house.run("disk.move", disk, lambda: self.shelf.change(ref, storage_id=storage.id))
+
     async def snapshot(self, ref: str, request: ask.DiskSnapshot) -> Disk:
         disk = self.shelf.get(ref)
         return self.shelf.change(ref, snapshots={**disk.snapshots, request.name: new_id()})
@@ -90,6 +101,31 @@ class Disks(Service[Disk]):
         if kept.pop(snapshot, None) is None:
             raise NotFound("snapshot.not_found", f"there is no snapshot {snapshot!r}")
         return self.shelf.change(ref, snapshots=kept)
+
+    async def snapshots(self, ref: str) -> list[views.DiskSnapshot]:
+        disk = self.shelf.get(ref)
+        found: list[views.DiskSnapshot] = []
+        for name, snapshot_id in disk.snapshots.items():
+            found.append(
+                views.DiskSnapshot(
+                    id=snapshot_id,
+                    name=name,
+                    snapshot_kind="snapshot",
+                    parent_id=found[0].id if found else None,
+                    created_at=now(),
+                    size_bytes=disk.size_bytes,
+                    changed_bytes=65536,
+                    own_bytes=0,
+                    current=len(found) == 1,
+                    clone_ids=[disk.id] if not found else [],
+                )
+            )
+        return found
+
+    async def revert(self, ref: str, request: ask.DiskRevert) -> Disk:
+        if request.snapshot not in self.shelf.get(ref).snapshots:
+            raise NotFound("snapshot.not_found", f"there is no snapshot {request.snapshot!r}")
+        return self.shelf.get(ref)
 
     async def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> Any:
         disk = self.shelf.get(ref)
@@ -129,7 +165,9 @@ class Storages(Service[Storage]):
         if "storages.create" in self.house.broken:
             raise self.house.broken.pop("storages.create")
         qos_id = self.house.qos.shelf.get(request.qos).id if request.qos else None
-        made = Storage(**request.model_dump(exclude={"level", "qos"}), level=request.level or 0, qos_id=qos_id)
+        pool_id = self.house.pools.shelf.get(request.pool or "default").id
+        plain = request.model_dump(exclude={"level", "qos", "pool"})
+        made = Storage(**plain, level=request.level or 0, qos_id=qos_id, pool_id=pool_id)
         return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
 
     async def set(self, ref: str, request: ask.StorageSet, *, revision: int | None = None) -> Storage:  # type: ignore[override]
@@ -152,13 +190,26 @@ class QosPolicies(Service[Qos]):
         return views.QosDetail(**{name: getattr(policy, name) for name in Qos.model_fields}, flows=[flow])
 
     async def set(self, ref: str, request: ask.QosSet, *, revision: int | None = None) -> Qos:  # type: ignore[override]
-        return self.shelf.change(ref, revision, **request.model_dump(exclude_unset=True))
+        wanted = request.model_dump(exclude_unset=True)
+        bounds = ("max_", "min_")  # only these can be taken away by null
+        kept = {name: value for name, value in wanted.items() if value is not None or name.startswith(bounds)}
+        return self.shelf.change(ref, revision, **kept)
 
 
 class Pools(Service[Pool]):
     def __init__(self, house: FakeHouse) -> None:
         super().__init__(house, Pool)
         self.devices: list[views.PoolDevice] = []
+
+    async def create(self, request: ask.PoolCreate, *, dry_run: bool = False) -> Any:
+        made = Pool(**request.model_dump())
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def rm(self, ref: str, *, lost: bool = False) -> Pool:
+        return self.shelf.drop(ref)
+
+    async def open(self, ref: str) -> Pool:
+        return self.shelf.get(ref)
 
     async def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> Pool:  # type: ignore[override]
         return self.shelf.change(ref, revision, **request.model_dump(exclude_unset=True))
@@ -201,6 +252,7 @@ class Pools(Service[Pool]):
 
     async def device_add(self, ref: str, request: ask.PoolDeviceAdd) -> views.PoolDevice:
         self.shelf.get(ref)
+        self.added = request
         self.devices.append(
             views.PoolDevice(
                 id=new_id(),
@@ -225,7 +277,11 @@ class Pools(Service[Pool]):
 class Switches(Service[Switch]):
     async def create(self, request: ask.SwitchCreate, *, dry_run: bool = False) -> Any:
         subnet = request.subnet or "10.0.0.0/24"
-        made = Switch(name=request.name, switch_kind=request.kind, subnet=subnet, labels=request.labels)
+        made = Switch(
+            name=request.name, switch_kind=request.kind, subnet=subnet, labels=request.labels, guards=request.guards
+        )
+        if request.uplinks:
+            made.uplink, made.subnet = Uplink(devices=request.uplinks, team=request.team, state="pending"), None
         return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
 
     async def show(self, ref: str) -> views.SwitchDetail:
@@ -235,11 +291,44 @@ class Switches(Service[Switch]):
     async def set(self, ref: str, request: Any, *, revision: int | None = None, dry_run: bool = False) -> Any:
         if dry_run:
             return views.Plan(summary=f"would change {self.shelf.get(ref).name}", diff="-old\n+new\n")
-        named = request.model_dump(exclude_unset=True, include={"name", "labels", "dhcp", "dns_domain", "mtu"})
+        if request.guards is not None:
+            switch = self.shelf.get(ref)
+            switch.guards = request.guards.applied_to_switch(switch.guards)
+        known = {"name", "labels", "dhcp", "dns_domain", "mtu", "host_services"}
+        named = request.model_dump(exclude_unset=True, include=known)
         return self.shelf.change(ref, revision, **{name: value for name, value in named.items() if value is not None})
+
+    async def simulate(self, ref: str, request: ReachAsk) -> Trace:
+        step = TraceStep(where=f"{request.target}: extended acl, in", allowed=False, line="weight 1: deny in any")
+        return Trace(allowed=False, steps=[TraceStep(where=self.shelf.get(ref).name, allowed=True, line="both"), step])
 
     async def rm(self, ref: str, *, dry_run: bool = False) -> Any:
         return self.plan(f"remove {self.shelf.get(ref).name}") if dry_run else self.shelf.drop(ref)
+
+    async def confirm(self, ref: str) -> Switch:
+        switch = self.shelf.get(ref)
+        if switch.uplink is None:
+            raise Conflict("switch.not_external", f"switch {switch.name} has no uplink", remedy="none")
+        changed: Switch = self.shelf.change(ref, None, uplink=switch.uplink.model_copy(update={"state": "taken"}))
+        return changed
+
+
+class Pieces:
+    """A capture of one frame; with the filter ``endless`` it goes on in silence."""
+
+    def __init__(self, nic: Nic, request: CaptureStart) -> None:
+        self.nic, self.request = nic, request
+        self.closed = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield pcap_header()
+        yield b""
+        yield pcap_record(1, 2, self.nic.mac.encode(), 17)
+        if self.request.filter == "endless":
+            await asyncio.Event().wait()
+
+    def close(self) -> None:
+        self.closed.set()
 
 
 class Nics(Service[Nic]):
@@ -260,8 +349,48 @@ class Nics(Service[Nic]):
             return self.plan(f"change {self.shelf.get(ref).name}")
         nic = self.shelf.get(ref)
         if request.guards is not None:
-            nic.guards = nic.guards.model_copy(update=request.guards.model_dump(exclude_none=True))
+            nic.guards = request.guards.applied_to(nic.guards)
+        if request.traffic is not None:
+            nic.traffic = request.traffic.applied_to(nic.traffic)
+        if request.acl is not None:
+            nic.acl = request.acl.applied_to(nic.acl)
+        nic.extra_macs = nic.extra_macs if request.extra_macs is None else request.extra_macs
+        if request.vlan is not None:
+            nic.vlan = request.vlan
         return self.shelf.change(ref, revision, **({"address": request.address} if request.address else {}))
+
+    async def trace(self, ref: str, request: PacketAsk) -> Trace:
+        line = f"{request.protocol} {request.local_port} {request.remote_port}"
+        return Trace(allowed=True, steps=[TraceStep(where=self.shelf.get(ref).name, allowed=True, line=line)])
+
+    async def meters(self, ref: str) -> MeterReport:
+        nic = self.shelf.get(ref)
+        counts = [MeterCount(direction="out", remote=remote, packets=3, bytes=1500) for remote in nic.traffic.meters]
+        return MeterReport(nic_id=nic.id, nic_name=nic.name, since=nic.created_at, counts=counts)
+
+    async def capture(self, ref: str, request: CaptureStart) -> Pieces:
+        nic = self.shelf.get(ref)
+        if "bogus" in request.filter:
+            raise Invalid("capture.filter", f"{request.filter!r} is not a filter", remedy="write another")
+        self.captured = Pieces(nic, request)
+        return self.captured
+
+    async def reset_meters(self, ref: str) -> MeterReport:
+        report = await self.meters(ref)
+        counts = [MeterCount(direction="out", remote=one.remote) for one in report.counts]
+        return report.model_copy(update={"counts": counts})
 
     async def rm(self, ref: str, *, dry_run: bool = False) -> Any:
         return self.plan(f"remove {self.shelf.get(ref).name}") if dry_run else self.shelf.drop(ref)
+
+
+class Acls(Service[Acl]):
+    async def create(self, request: ask.AclCreate, *, dry_run: bool = False) -> Any:
+        made = Acl(**dict(request))
+        return self.plan(f"create {made.name}") if dry_run else self.shelf.add(made)
+
+    async def show(self, ref: str) -> views.AclDetail:
+        return views.AclDetail(**dict(self.shelf.get(ref)), nics=["web-0"])
+
+    async def set(self, ref: str, request: ask.AclSet, *, revision: int | None = None) -> Acl:  # type: ignore[override]
+        return self.shelf.change(ref, revision, **{name: value for name, value in request if value is not None})

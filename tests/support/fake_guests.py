@@ -7,7 +7,7 @@ from typing import Any
 from fake_shelf import Service
 
 from innkeeper.model import requests as ask, views
-from innkeeper.model.problems import Conflict, Failed, NotFound
+from innkeeper.model.problems import Conflict, NotFound, Unavailable
 from innkeeper.model.resources import (
     Backup,
     Checkpoint,
@@ -41,6 +41,7 @@ class Vms(Service[Vm]):
             for number, (nic, switch) in enumerate(zip(request.nics, switches, strict=True)):
                 mac = nic.mac or f"52:54:00:00:00:{len(self.house.nics.shelf.all) + 1:02x}"
                 card = Nic(name=f"{vm.name}-{number}", vm_id=vm.id, switch_id=switch.id, mac=mac, address="10.0.0.2")
+                card.vlan = nic.vlan
                 self.house.nics.shelf.add(card)
 
         return self.house.run("vm.create", vm, finish)
@@ -111,7 +112,9 @@ class Vms(Service[Vm]):
     async def exec(self, ref: str, request: ask.VmExec) -> views.ExecResult:
         vm = self.shelf.get(ref)
         if not vm.status.agent:
-            raise Failed("agent.absent", f"the agent of {vm.name} does not answer", remedy="wait until it has booted")
+            raise Unavailable(
+                "agent.absent", f"the agent of {vm.name} does not answer", remedy="wait until it has booted"
+            )
         output = " ".join(request.argv).encode() + b"\n" + (request.stdin or b"")
         return views.ExecResult(
             exit_code=3 if request.argv[0] == "false" else 0, stdout=output, stderr=b"\xff\n" if request.stdin else b""

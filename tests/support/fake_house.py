@@ -10,15 +10,18 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from fake_devices import Disks, Images, Nics, Pools, QosPolicies, Storages, Switches
+from fake_devices import Acls, Disks, Images, Nics, Pools, QosPolicies, Storages, Switches
 from fake_guests import Backups, Checkpoints, Repositories, Vms
 from fake_shelf import Shelf
 
+from innkeeper.daemon.journal import Journal, JournalService
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Problem
 from innkeeper.model.resources import (
+    Acl,
     Backup,
     Checkpoint,
     Image,
@@ -61,10 +64,10 @@ class Tasks:
     async def watch(self, ref: str) -> AsyncIterator[Task]:
         seen = -1
         while True:
-            task = self.shelf.get(ref)
+            task = self.shelf.get(ref).model_copy(deep=True)  # it goes on while the caller looks at it
             if task.revision > seen:
                 seen = task.revision
-                yield task.model_copy(deep=True)
+                yield task
             if task.state in ENDED:
                 return
             await asyncio.sleep(0.005)
@@ -74,6 +77,12 @@ class Host:
     def __init__(self, house: FakeHouse) -> None:
         self.house = house
         self.started_at = datetime.now(UTC)
+        self.allow_docker = False
+
+    async def set(self, request: ask.HostSet) -> views.HostView:
+        if request.allow_docker is not None:
+            self.allow_docker = request.allow_docker
+        return await self.show()
 
     async def show(self) -> views.HostView:
         return views.HostView(
@@ -83,6 +92,7 @@ class Host:
             state_dir="/nowhere",
             daemon_pid=os.getpid(),
             started_at=self.started_at,
+            allow_docker=self.allow_docker,
             vms={"running": len(self.house.vms.shelf.all)},
         )
 
@@ -120,9 +130,12 @@ class FakeHouse:
         self.pools = Pools(self)
         self.switches = Switches(self, Switch)
         self.nics = Nics(self, Nic)
+        self.acls = Acls(self, Acl)
         self.repositories = Repositories(self, Repository)
         self.backups = Backups(self, Backup)
         self.tasks = Tasks(self)
+        self.events_journal = Journal(Path(":memory:"))
+        self.journal = JournalService(self.events_journal, lambda ref: self.vms.shelf.get(ref).id)
         self.host = Host(self)
         self.pools.shelf.add(Pool(name="default", path="/var/lib/innkeeper/fabric"))
         self.storages.shelf.add(Storage(name="default"))

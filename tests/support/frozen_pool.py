@@ -1,7 +1,7 @@
 """Pools of earlier formats, kept as text: files as runs of non-zero bytes, and what their disks must read as.
 
-``python tests/support/frozen_pool.py VERSION`` makes the one of the program as it stands; it is run once, when a format
-is new, and what it wrote is never changed afterwards.
+``python tests/support/frozen_pool.py`` makes the one of the program as it stands, named after the formats of meta and
+of the log; it is run once, when a format is new, and what it wrote is never changed afterwards.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import io
 import json
 import lzma
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from innkeeper.fabric import logformat, meta
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.space import Limits
 from innkeeper.system.files import Io
@@ -73,6 +73,15 @@ def write(pool: Pool, disk_id: str, pieces: dict[int, bytes]) -> None:
     pool.detach(WRITER)
 
 
+def stream(pool: Pool, disk_id: str, offset: int, data: bytes) -> None:
+    """Write whole blocks past the log."""
+    pool.attach(WRITER, disk_id=disk_id, role="writer")
+    volume = pool.volume(WRITER)
+    volume.stage_stored(offset, data, volume.store_blocks(offset, data))
+    pool.submit()
+    pool.detach(WRITER)
+
+
 def digests(pool: Pool) -> dict[str, str]:
     """SHA-256 of every disk and snapshot of the pool, by id."""
     found = {}
@@ -104,6 +113,7 @@ def make(directory: Path) -> dict[str, str]:
     write(pool, DISK, {7 * PAGE: chance.randbytes(2 * PAGE)})
     pool.snapshot_create({LATE: DISK})
     pool.hold(HOLD, LATE)
+    stream(pool, CLONE, 2 << 20, chance.randbytes(64 << 10) + text[: 64 << 10])
     write(pool, DISK, {8 * PAGE: b"undrained" * 400})
     found = digests(pool)
     pool.close()
@@ -115,7 +125,7 @@ def main() -> None:
         found = make(Path(place))
         content = {"digests": found, **freeze(Path(place))}
     FROZEN.mkdir(exist_ok=True)
-    target = FROZEN / f"pool-v{sys.argv[1]}.json"
+    target = FROZEN / f"pool-v{meta.VERSION}-log-v{logformat.VERSION}.json"
     target.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{target}: {target.stat().st_size} bytes")
 

@@ -93,7 +93,9 @@ def _left_of_inns(directory: Path) -> set[str]:
         mounts = [line.split()[4] for line in _text(Path("/proc/self/mountinfo")).splitlines()]
         left |= {f"mount {point}" for point in mounts if point.startswith(f"{state}/")}
         links = [link.name for link in Path("/sys/class/net").iterdir() if link.name[5:9] == inn_id]
-        left |= {f"link {name}" for name in links if name.startswith(("inbr-", "intp-"))}
+        left |= {f"link {name}" for name in links if name.startswith(("inbr-", "intp-", "inup-", "inuq-", "inbd-"))}
+        left |= {f"link {name}" for name in links if name.startswith(("inov-", "ingw-", "intu-"))}
+        left |= {f"namespace {path.name}" for path in Path("/run/netns").glob(f"intn-{inn_id}*")}
         left |= {f"table {table}" for table in _nft_tables() if table.endswith(f" inn_{inn_id}")}
         left |= {f"cgroup {path}" for path in _cgroups() if path.name == f"innkeeper-{inn_id}"}
         for process in Path("/proc").glob("[0-9]*"):

@@ -14,19 +14,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from innkeeper.client.inn import InnClient
 from innkeeper.fabric.client import FabricClient
+from innkeeper.model.resources import TaskState
 from innkeeper.system.paths import Paths
 
 SMALL = ("--image", "probe", "--memory", "128M")
 """Options of a guest that boots in seconds."""
+UNDER_WAY = (TaskState.QUEUED, TaskState.RUNNING, TaskState.UNDOING)
 
 
-def eventually(condition: Callable[[], bool], what: str, patience_s: float = 60) -> None:
+def eventually(condition: Callable[[], bool], what: str, patience_s: float = 60, every_s: float = 0.1) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 class LiveInn:
@@ -96,18 +99,26 @@ class LiveInn:
         return {each["id"] for each in self.fabric("attachment_ls")}
 
     def kill_at(self, step: str, *words: str) -> dict[str, Any]:
-        """Start ``inn words...``, kill the daemon in that step, start it again; the task when it has been settled."""
-        task = self.json(*words, "--no-wait")
+        """Start ``inn words...``, kill the daemon in that step, start it again; the task when it has been settled.
 
-        def running() -> bool:
-            steps = self.json("task", "show", task["id"])["steps"]
-            return any(each["name"] == step and each["state"] == "running" for each in steps)
+        Nothing runs between seeing the step and the kill that could give the step the time to end.
+        """
+        daemon = self.pid("daemon")
+        task_id = self.json(*words, "--no-wait")["id"]
+        with InnClient(Paths.open(self.state).api_socket) as client:
 
-        eventually(running, f"step {step!r} runs")
-        os.kill(self.pid("daemon"), signal.SIGKILL)
+            def running() -> bool:
+                shown = client.tasks.show(task_id)
+                assert shown.state in UNDER_WAY, f"{shown.state} before it could be killed: {shown.problem}"
+                return any(each.name == step and each.state == "running" for each in shown.steps)
+
+            eventually(running, f"step {step!r} runs", every_s=0.005)
+            os.kill(daemon, signal.SIGKILL)
         self("up")
-        eventually(lambda: self.json("task", "show", task["id"])["state"] == "failed", "the task has been undone")
-        return dict(self.json("task", "show", task["id"]))
+        eventually(lambda: self.json("task", "show", task_id)["state"] not in UNDER_WAY, "the task has been settled")
+        settled = dict(self.json("task", "show", task_id))
+        assert settled["state"] == "failed", settled
+        return settled
 
 
 @contextmanager

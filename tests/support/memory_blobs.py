@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from innkeeper.protect.blobs import BlobFacts, Blobs, Buffer, absent, taken
+from innkeeper.protect.blobs import Blobs, Buffer, absent, taken
+from innkeeper.system.blobs import BlobFacts, check_name
 
 
 class MemoryBlobs:
@@ -18,12 +19,14 @@ class MemoryBlobs:
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         data = b"".join(parts)
+        check_name(name)
         with self._lock:
             if name in self.content:
                 raise taken(name)
             self.content[name] = data
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        check_name(name)
         try:
             data = self.content[name]
         except KeyError:
@@ -40,7 +43,7 @@ class MemoryBlobs:
         )
 
     def delete(self, name: str) -> None:
-        self.content.pop(name, None)
+        self.content.pop(check_name(name), None)
 
     def local_path(self, name: str) -> Path | None:
         return None

@@ -20,6 +20,7 @@ from innkeeper.fabric.keeper import listen
 from innkeeper.fabric.nbd import protocol as p
 from innkeeper.fabric.nbd.server import NbdServer
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.pools import Pools
 from innkeeper.fabric.space import Limits
 from innkeeper.system.files import Io
 
@@ -48,7 +49,7 @@ class NbdLab:
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda _loop, context: self.problems.append(context))
         self._ending = asyncio.Event()
-        self.server = NbdServer(self.pool, self._listener)
+        self.server = NbdServer(Pools(self.pool), self._listener)
         self.server.start()
         self._ready.set()
         await self._ending.wait()
@@ -105,6 +106,7 @@ class Answer:
     cookie: int
     data: bytes = b""
     extents: tuple[tuple[int, int], ...] = ()
+    structured: bool = True
 
 
 class RawClient:
@@ -150,7 +152,15 @@ class RawClient:
             if kind == p.Reply.ACK or kind & 0x80000000:
                 return replies
 
-    def go(self, export: str, *, structured: bool = True, context: bool = True) -> None:
+    def export_name(self, export: str, *, padding: int = 0) -> None:
+        """Choose the export the old way; ``padding``: zeros that come where they were not waived."""
+        name = export.encode()
+        self.sock.sendall(p.OPTION.pack(p.OPTION_MAGIC, p.Option.EXPORT_NAME, len(name)) + name)
+        self.size_bytes, self.flags = struct.unpack(">QH", self.receive(10))
+        assert self.receive(padding) == bytes(padding)
+
+    def prepare(self, export: str, *, structured: bool, context: bool) -> None:
+        """Ask for structured replies and the context ``base:allocation``."""
         name = export.encode()
         if structured:
             assert self.option(p.Option.STRUCTURED_REPLY) == [(p.Reply.ACK, b"")]
@@ -160,6 +170,10 @@ class RawClient:
             query = struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(wanted)) + wanted
             kinds = [kind for kind, _ in self.option(p.Option.SET_META_CONTEXT, query)]
             assert kinds == [p.Reply.META_CONTEXT, p.Reply.ACK]
+
+    def go(self, export: str, *, structured: bool = True, context: bool = True) -> None:
+        name = export.encode()
+        self.prepare(export, structured=structured, context=context)
         replies = self.option(p.Option.GO, len(name).to_bytes(4, "big") + name + bytes(2))
         assert replies[-1][0] == p.Reply.ACK, replies
         for _, data in replies[:-1]:
@@ -181,7 +195,8 @@ class RawClient:
         magic = int.from_bytes(self.receive(4), "big")
         if magic == p.SIMPLE_REPLY_MAGIC:
             error, cookie = int.from_bytes(self.receive(4), "big"), int.from_bytes(self.receive(8), "big")
-            return Answer(error, cookie, self.receive(read_length) if read_length and not error else b"")
+            data = self.receive(read_length) if read_length and not error else b""
+            return Answer(error, cookie, data, structured=False)
         assert magic == p.STRUCTURED_REPLY_MAGIC and self.structured, hex(magic)
         _, flags, kind, cookie, length = p.CHUNK.unpack(magic.to_bytes(4, "big") + self.receive(p.CHUNK.size - 4))
         body = self.receive(length)

@@ -97,11 +97,12 @@ class Guest:
 class Lab:
     """One switch with guests. Close with ``close``."""
 
-    def __init__(self, namespace: str, directory: Path, switch: SwitchPolicy) -> None:
+    def __init__(self, namespace: str, directory: Path, switch: SwitchPolicy, inn_id: str = INN_ID) -> None:
         self.namespace = namespace
         self.switch = switch
+        self.inn_id = inn_id
         self._loop = asyncio.Runner()
-        self.runner = SwitchRunner(INN_ID, directory, namespace=namespace)
+        self.runner = SwitchRunner(inn_id, directory, namespace=namespace)
         self.guests: dict[str, Guest] = {}
         self._marks = 0
         self.do(self.runner.start([Standing(switch)]))

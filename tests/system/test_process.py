@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from waiting_process import waiting_process
 
+from innkeeper.model.problems import Failed
 from innkeeper.system import process
 
 LEADER_ENDS = """
@@ -49,3 +52,12 @@ def test_a_process_has_not_ended_while_one_of_its_threads_goes_on() -> None:
         finally:
             child.kill()
         assert until(lambda: process.has_ended(child.pid))
+
+
+def test_what_cannot_be_started_is_a_problem(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("no programme, and nobody may run it")
+    for start in (process.run, process.spawn, lambda argv: asyncio.run(process.run_async(argv))):
+        with pytest.raises(Failed) as problem:
+            start([str(tool)])
+        assert problem.value.code == "tool.failed" and "cannot be started" in str(problem.value)

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import innkeeper
-from innkeeper.api import endpoints, streams, translation
+from innkeeper.api import captures, endpoints, streams, translation
 from innkeeper.api.idempotency import Idempotency
 from innkeeper.api.routes import ROUTES
 from innkeeper.api.services import House
@@ -58,6 +58,7 @@ def create_app(house: House) -> FastAPI:
     translation.install(app)
     memory = Idempotency()
     streams.add(app, house)
+    captures.add(app, house)
     for route in ROUTES:
         endpoints.add(app, house, route, memory)
     app.add_middleware(AuditLog)

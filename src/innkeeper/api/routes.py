@@ -49,11 +49,29 @@ QOS = Noun(services.QosPolicies, "qos", "/v1/qos")
 POOLS = Noun(services.Pools, "pools", "/v1/pools")
 SWITCHES = Noun(services.Switches, "switches", "/v1/switches")
 NICS = Noun(services.Nics, "nics", "/v1/nics")
+ACLS = Noun(services.Acls, "acls", "/v1/acls")
 REPOSITORIES = Noun(services.Repositories, "repositories", "/v1/repositories")
 BACKUPS = Noun(services.Backups, "backups", "/v1/backups")
 TASKS = Noun(services.Tasks, "tasks", "/v1/tasks")
+JOURNAL = Noun(services.Journal, "journal", "/v1/journal")
 HOST = Noun(services.Host, "host", "/v1/host")
-NOUNS = (VMS, CHECKPOINTS, IMAGES, DISKS, STORAGES, QOS, POOLS, SWITCHES, NICS, REPOSITORIES, BACKUPS, TASKS, HOST)
+NOUNS = (
+    VMS,
+    CHECKPOINTS,
+    IMAGES,
+    DISKS,
+    STORAGES,
+    QOS,
+    POOLS,
+    SWITCHES,
+    NICS,
+    ACLS,
+    REPOSITORIES,
+    BACKUPS,
+    TASKS,
+    JOURNAL,
+    HOST,
+)
 
 
 def _common(noun: Noun, *operations: str, ref: str = "{ref}") -> list[Route]:
@@ -93,8 +111,11 @@ ROUTES: tuple[Route, ...] = (
     *_common(IMAGES, "ls", "show", "set", "rm", ref="{ref:path}"),
     *_common(DISKS, *_CRUD),
     _act(DISKS, "resize"),
+    _act(DISKS, "move"),
     Route(DISKS, "snapshot", "POST", f"{DISKS.path}/{{ref}}/snapshots", created=True),
+    Route(DISKS, "snapshots", "GET", f"{DISKS.path}/{{ref}}/snapshots"),
     Route(DISKS, "snapshot_rm", "DELETE", f"{DISKS.path}/{{ref}}/snapshots/{{snapshot}}"),
+    _act(DISKS, "revert"),
     _act(DISKS, "clone", created=True),
     Route(DISKS, "diff", "GET", f"{DISKS.path}/{{ref}}/diff"),
     _act(DISKS, "attach"),
@@ -103,13 +124,19 @@ ROUTES: tuple[Route, ...] = (
     Route(DISKS, "export_close", "DELETE", f"{DISKS.path}/{{ref}}/exports/{{attachment_id}}"),
     *_common(STORAGES, *_CRUD),
     *_common(QOS, *_CRUD),
-    *_common(POOLS, "ls", "show", "set"),
-    *(_act(POOLS, verb) for verb in ("scrub", "curate", "pause", "resume")),
+    *_common(POOLS, *_CRUD),
+    *(_act(POOLS, verb) for verb in ("open", "scrub", "curate", "pause", "resume")),
     Route(POOLS, "hot", "GET", f"{POOLS.path}/{{ref}}/hot"),
     Route(POOLS, "device_add", "POST", f"{POOLS.path}/{{ref}}/devices", created=True),
     Route(POOLS, "device_drain", "POST", f"{POOLS.path}/{{ref}}/devices/{{device}}/drain"),
     *_common(SWITCHES, *_CRUD),
+    _act(SWITCHES, "confirm"),
+    _act(SWITCHES, "simulate"),
     *_common(NICS, *_CRUD),
+    _act(NICS, "trace"),
+    Route(NICS, "meters", "GET", f"{NICS.path}/{{ref}}/meters"),
+    Route(NICS, "reset_meters", "POST", f"{NICS.path}/{{ref}}/meters/reset"),
+    *_common(ACLS, *_CRUD),
     *_common(REPOSITORIES, *_CRUD),
     _act(REPOSITORIES, "verify"),
     _act(REPOSITORIES, "prune"),
@@ -118,13 +145,21 @@ ROUTES: tuple[Route, ...] = (
     _act(BACKUPS, "restore"),
     *_common(TASKS, "ls", "show"),
     _act(TASKS, "cancel"),
+    Route(JOURNAL, "ls", "GET", JOURNAL.path),
     Route(HOST, "show", "GET", HOST.path),
+    Route(HOST, "set", "PATCH", HOST.path),
     Route(HOST, "health", "GET", f"{HOST.path}/health"),
     Route(HOST, "doctor", "GET", f"{HOST.path}/doctor"),
     Route(HOST, "stop", "POST", f"{HOST.path}/stop"),
 )
 
-STREAMS = {"tasks.watch": f"{TASKS.path}/{{ref}}/events", "house.events": "/v1/events"}
+STREAMS = {
+    "tasks.watch": f"{TASKS.path}/{{ref}}/events",
+    "journal.watch": f"{JOURNAL.path}/events",
+    "house.events": "/v1/events",
+}
 """The operations answered as server-sent events (``streams``)."""
+CAPTURES = {"nics.capture": f"{NICS.path}/{{ref}}/capture"}
+"""The operation answered as a pcap file that grows (``captures``)."""
 METRICS = {"host.metrics": "/metrics"}
 """The operation answered as text, where Prometheus looks for it."""

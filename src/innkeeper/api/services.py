@@ -14,10 +14,15 @@ name that is taken; what else they raise is said in ``innkeeper.daemon``. Every 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Protocol
 
 from innkeeper.model import requests as ask, views
+from innkeeper.model.capturing import CaptureStart
+from innkeeper.model.journal import JournalEntry, JournalLimit, Severity
+from innkeeper.model.metering import MeterReport
 from innkeeper.model.resources import (
+    Acl,
     Backup,
     Checkpoint,
     Disk,
@@ -31,6 +36,7 @@ from innkeeper.model.resources import (
     Task,
     Vm,
 )
+from innkeeper.model.tracing import PacketAsk, ReachAsk, Trace
 
 
 class Vms(Protocol):
@@ -91,8 +97,11 @@ class Disks(Protocol):
     async def set(self, ref: str, request: ask.DiskSet, *, revision: int | None = None) -> Disk: ...
     async def rm(self, ref: str) -> Disk: ...
     async def resize(self, ref: str, request: ask.DiskResize) -> Disk: ...
+    async def move(self, ref: str, request: ask.DiskMove) -> Task: ...
     async def snapshot(self, ref: str, request: ask.DiskSnapshot) -> Disk: ...
+    async def snapshots(self, ref: str) -> list[views.DiskSnapshot]: ...
     async def snapshot_rm(self, ref: str, snapshot: str) -> Disk: ...
+    async def revert(self, ref: str, request: ask.DiskRevert) -> Disk: ...
     async def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> Disk | views.Plan: ...
     async def diff(self, ref: str, *, base: str | None = None, snapshot: str | None = None) -> views.DiskDiff:
         """What changed since snapshot ``base`` up to ``snapshot`` (the disk now when None)."""
@@ -133,6 +142,15 @@ class QosPolicies(Protocol):
 class Pools(Protocol):
     """Where the fabric keeps disks' data; ``default`` is founded with the inn."""
 
+    async def create(self, request: ask.PoolCreate, *, dry_run: bool = False) -> Pool | views.Plan: ...
+    async def rm(self, ref: str, *, lost: bool = False) -> Pool:
+        """Give up one that holds nothing; with ``lost`` one that is not available, and all that was in it."""
+        ...
+
+    async def open(self, ref: str) -> Pool:
+        """Open one that is closed, now that what kept it closed is gone."""
+        ...
+
     async def ls(self) -> list[Pool]: ...
     async def show(self, ref: str) -> views.PoolDetail: ...
     async def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> Pool: ...
@@ -168,7 +186,20 @@ class Switches(Protocol):
     async def set(
         self, ref: str, request: ask.SwitchSet, *, revision: int | None = None, dry_run: bool = False
     ) -> Switch | views.Plan: ...
+    async def simulate(self, ref: str, request: ReachAsk) -> Trace:
+        """Whether one end reaches another, and what decides it; nothing is sent."""
+        ...
+
     async def rm(self, ref: str, *, dry_run: bool = False) -> Switch | views.Plan: ...
+    async def confirm(self, ref: str) -> Switch:
+        """An external switch keeps the host's network, which has moved to it."""
+
+
+class Pieces(Protocol):
+    """Bytes as they come; whoever takes them closes it, read to the end or not."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def close(self) -> None: ...
 
 
 class Nics(Protocol):
@@ -180,7 +211,33 @@ class Nics(Protocol):
     async def set(
         self, ref: str, request: ask.NicSet, *, revision: int | None = None, dry_run: bool = False
     ) -> Nic | views.Plan: ...
+    async def meters(self, ref: str) -> MeterReport:
+        """What its meters have counted, over restarts of the vm, the inn and the host."""
+        ...
+
+    async def trace(self, ref: str, request: PacketAsk) -> Trace:
+        """What decides about a packet at its port; nothing is sent."""
+        ...
+
+    async def reset_meters(self, ref: str) -> MeterReport:
+        """Begin at zero."""
+        ...
+
+    async def capture(self, ref: str, request: CaptureStart) -> Pieces:
+        """What passes its port as pcap; pieces may be empty."""
+        ...
+
     async def rm(self, ref: str, *, dry_run: bool = False) -> Nic | views.Plan: ...
+
+
+class Acls(Protocol):
+    """Named ACLs; a change holds for all their cards at once. ``rm`` refuses one in use (``acl.in_use``)."""
+
+    async def create(self, request: ask.AclCreate, *, dry_run: bool = False) -> Acl | views.Plan: ...
+    async def ls(self) -> list[Acl]: ...
+    async def show(self, ref: str) -> views.AclDetail: ...
+    async def set(self, ref: str, request: ask.AclSet, *, revision: int | None = None) -> Acl: ...
+    async def rm(self, ref: str) -> Acl: ...
 
 
 class Repositories(Protocol):
@@ -227,10 +284,38 @@ class Tasks(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """What happened. ``subject``: an id or a name; ``severity``: at least that severe."""
+
+    async def ls(
+        self,
+        *,
+        subject: str | None = None,
+        vm: str | None = None,
+        severity: Severity = "info",
+        since: datetime | None = None,
+        last: JournalLimit = 1_000,
+    ) -> list[JournalEntry]:
+        """The latest ``last`` entries, the oldest first."""
+        ...
+
+    def watch(
+        self,
+        *,
+        subject: str | None = None,
+        vm: str | None = None,
+        severity: Severity = "info",
+        after_revision: int | None = None,
+    ) -> AsyncIterator[JournalEntry]:
+        """Entries as they are written or repeated, after that revision or from now on."""
+        ...
+
+
 class Host(Protocol):
     """This host and the inn on it."""
 
     async def show(self) -> views.HostView: ...
+    async def set(self, request: ask.HostSet) -> views.HostView: ...
     async def health(self) -> views.Health: ...
     async def doctor(self) -> list[views.Check]: ...
     async def metrics(self) -> str:
@@ -264,11 +349,15 @@ class House(Protocol):
     @property
     def nics(self) -> Nics: ...
     @property
+    def acls(self) -> Acls: ...
+    @property
     def repositories(self) -> Repositories: ...
     @property
     def backups(self) -> Backups: ...
     @property
     def tasks(self) -> Tasks: ...
+    @property
+    def journal(self) -> Journal: ...
     @property
     def host(self) -> Host: ...
 

@@ -3,7 +3,7 @@
 Annotations are not postponed here: FastAPI must see ``Depends`` on a function that exists only inside ``add``.
 """
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Path, Query
@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from innkeeper.api.routes import METRICS, STREAMS
 from innkeeper.api.services import House
 from innkeeper.api.translation import PROBLEM_RESPONSES
+from innkeeper.model.journal import JournalFilter, Severity
 from innkeeper.model.resources import Task
 
 
@@ -53,12 +54,42 @@ def add(app: FastAPI, house: House) -> None:
         responses=PROBLEM_RESPONSES,
     )
     for name, endpoint in (("tasks.watch", task_events), ("house.events", events)):
-        app.add_api_route(
-            STREAMS[name],
-            endpoint,
-            name=name,
-            operation_id=name,
-            tags=["events"],
-            response_class=EventSourceResponse,
-            responses=PROBLEM_RESPONSES,
-        )
+        _stream(app, name, endpoint)
+    _add_journal(app, house)
+
+
+def _stream(app: FastAPI, name: str, endpoint: Callable[..., AsyncIterable[ServerSentEvent]]) -> None:
+    app.add_api_route(
+        STREAMS[name],
+        endpoint,
+        name=name,
+        operation_id=name,
+        tags=["events"],
+        response_class=EventSourceResponse,
+        responses=PROBLEM_RESPONSES,
+    )
+
+
+def _add_journal(app: FastAPI, house: House) -> None:
+    async def known_subject(
+        subject: Annotated[str | None, Query(max_length=200)] = None,
+        vm: Annotated[str | None, Query(max_length=200)] = None,
+        severity: Severity = "info",
+    ) -> JournalFilter:
+        """Which entries are wanted; ``vm`` as the id of one that is there."""
+        vm_id = None if vm is None else (await house.vms.show(vm)).id
+        return JournalFilter(subject=subject, vm_id=vm_id, severity=severity)
+
+    async def journal_events(
+        wanted: Annotated[JournalFilter, Depends(known_subject)],
+        after_revision: Annotated[int | None, Query(ge=0, description="entries changed after it come first")] = None,
+        last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
+    ) -> AsyncIterable[ServerSentEvent]:
+        """Every entry of the journal as it is written or repeated."""
+        after = after_revision if last_event_id is None else last_event_id
+        async for entry in house.journal.watch(
+            subject=wanted.subject, vm=wanted.vm_id, severity=wanted.severity, after_revision=after
+        ):
+            yield ServerSentEvent(raw_data=entry.model_dump_json(), event=entry.reason, id=str(entry.revision))
+
+    _stream(app, "journal.watch", journal_events)

@@ -14,6 +14,7 @@ from innkeeper.cli.options import (
     SIZE,
     InnCommand,
     Ref,
+    detach_option,
     dry_run_option,
     given,
     labels_option,
@@ -21,8 +22,10 @@ from innkeeper.cli.options import (
 )
 from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
+from innkeeper.cli.progress import settle
 from innkeeper.cli.resources import names
 from innkeeper.cli.session import Session, pass_session
+from innkeeper.cli.snapshot_tree import COLUMNS, tree
 from innkeeper.model import requests as ask
 from innkeeper.model.resources import Disk, Tier
 from innkeeper.model.sizes import format_size
@@ -107,6 +110,19 @@ def resize(session: Session, ref: str, size_bytes: int, shrink: bool) -> None:
     session.done(resized, f"{resized.name} has {format_size(resized.size_bytes)}")
 
 
+@disk.command("move", cls=InnCommand)
+@click.argument("ref", type=DISK)
+@click.option("--storage", type=Ref("storages"), required=True, help="Where it is to live, in whatever pool.")
+@detach_option
+@pass_session
+def move(session: Session, ref: str, storage: str, no_wait: bool) -> None:
+    """Take it to another pool, with its snapshots; its guest runs on. Cancel the task to leave it where it is."""
+    task = session.client.disks.move(ref, request(ask.DiskMove, storage=storage))
+    ended = settle(session, task, no_wait=no_wait, done=lambda _task: f"{ref} lives in storage {storage}")
+    if ended is not None and session.format == "json":
+        session.show(session.client.disks.show(ref))
+
+
 @disk.command("snapshot", cls=InnCommand)
 @click.argument("ref", type=DISK)
 @click.argument("name")
@@ -119,6 +135,32 @@ def snapshot(session: Session, ref: str, name: str, remove: bool) -> None:
     else:
         kept = session.client.disks.snapshot(ref, request(ask.DiskSnapshot, name=name))
         session.done(kept, f"snapshot {name} of {kept.name} taken")
+
+
+@disk.command("snapshots", cls=InnCommand)
+@click.argument("ref", type=DISK)
+@pass_session
+def snapshots(session: Session, ref: str) -> None:
+    """Draw the tree of its snapshots, with clones below what they stand on.
+
+    CHANGED is what a snapshot holds that the one before it had not; OWN what of that nothing later has, and so would be
+    free without it (before equal blocks and compression).
+    """
+    found = session.client.disks.snapshots(ref)
+    if session.format == "json" or session.quiet:
+        session.table([], found)
+    else:
+        session.table(COLUMNS, tree(found, names(session, "disks")))
+
+
+@disk.command("revert", cls=InnCommand)
+@click.argument("ref", type=DISK)
+@click.argument("snapshot")
+@pass_session
+def revert(session: Session, ref: str, snapshot: str) -> None:
+    """Give it what it held at a snapshot; what was written since is gone. Its guest must be off."""
+    reverted = session.client.disks.revert(ref, request(ask.DiskRevert, snapshot=snapshot))
+    session.done(reverted, f"{reverted.name} is as it was at {snapshot}")
 
 
 @disk.command("clone", cls=InnCommand)

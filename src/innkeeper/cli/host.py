@@ -9,6 +9,7 @@ from innkeeper.cli.options import InnCommand
 from innkeeper.cli.output import Column
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.harden import doctor as judge, facts
+from innkeeper.model import requests as ask
 from innkeeper.model.problems import Unavailable
 from innkeeper.model.views import Check
 from innkeeper.system.paths import Paths
@@ -24,6 +25,21 @@ def host() -> None:
 def show(session: Session) -> None:
     """The host, the inn's processes, its pool."""
     session.show(session.client.host.show())
+
+
+@host.command("set", cls=InnCommand)
+@click.option(
+    "--allow-docker/--no-allow-docker",
+    default=None,
+    help="Let guests pass Docker's rules by one tagged rule in its chain DOCKER-USER; gone when the inn stops.",
+)
+@pass_session
+def change(session: Session, allow_docker: bool | None) -> None:
+    """Settle something about this host: inn host set --allow-docker."""
+    if allow_docker is None:
+        raise click.UsageError("say what to change")
+    session.client.host.set(ask.HostSet(allow_docker=allow_docker))
+    session.say("guests pass Docker's rules" if allow_docker else "Docker's rules are left alone")
 
 
 def _examine(session: Session) -> list[Check]:

@@ -7,17 +7,25 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from innkeeper.cli import processes
 from innkeeper.compute import cgroups
 from innkeeper.model.problems import Problem
 from innkeeper.network.links import Links
+from innkeeper.network.namespace import NAMESPACES
 from innkeeper.network.nft import Nft
+from innkeeper.network.overlay_plan import TUNNEL_PREFIX
+from innkeeper.network.tenant import GATEWAY_PREFIX, NAMESPACE_PREFIX, UPLINK_PREFIX
+from innkeeper.network.uplink_policy import DEVICE_PREFIXES
+from innkeeper.network.uplink_record import records
+from innkeeper.network.uplinks import Uplinks
 from innkeeper.system import process
 from innkeeper.system.paths import Paths
 
 _FAMILIES = ("bridge", "inet")
+_PREFIXES = ("intp-", "inbr-", TUNNEL_PREFIX, GATEWAY_PREFIX, UPLINK_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,8 @@ class Leftover:
 
 def find(paths: Paths) -> list[Leftover]:
     """All that is left of the inn outside its state directory, in the order in which it can be cleared."""
-    return [*_processes(paths), *_mounts(paths), *_devices(paths), *_tables(paths), *_groups(paths), *_run(paths)]
+    network = [*_devices(paths), *_namespaces(paths), *_tables(paths)]
+    return [*_processes(paths), *_mounts(paths), *network, *_groups(paths), *_run(paths)]
 
 
 def clear(paths: Paths) -> tuple[list[str], list[str]]:
@@ -55,21 +64,25 @@ def _processes(paths: Paths) -> list[Leftover]:
         processes.wait_end(pid, 10.0)
 
     found = sorted(processes.of_inn(paths), key=lambda one: "keeper" not in one.command)  # it would restart the fabric
-    return [Leftover(f"process {one.pid}: {one.command[:80]}", lambda pid=one.pid: kill(pid)) for one in found]  # type: ignore[misc]
+    return [Leftover(f"process {one.pid}: {one.command[:80]}", partial(kill, one.pid)) for one in found]
 
 
 def _mounts(paths: Paths) -> list[Leftover]:
-    """The converter's jail, where its mounts could not be private (see ``compute.images.jail``)."""
+    """File systems of pools' block devices, and the converter's jail, where its mounts could not be private (see
+    ``compute.images.jail``)."""
     points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     inner_first = sorted((point for point in points if paths.state in point.parents), reverse=True)
-    return [
-        Leftover(f"mount {point}", lambda point=point: process.run(["umount", "--lazy", str(point)]))  # type: ignore[misc]
-        for point in inner_first
-    ]
+    return [Leftover(f"mount {point}", partial(process.run, ["umount", "--lazy", str(point)])) for point in inner_first]
 
 
 def _devices(paths: Paths) -> list[Leftover]:
     def remove(name: str, kind: str) -> None:
+        if kind == "bridge":
+            uplinks = Uplinks(records(paths.run / "switches"))
+            try:
+                uplinks.release(name, None)  # before its bridge goes, the host must have its network back
+            finally:
+                uplinks.close()
         links = Links()
         try:
             links.remove(name, kind)
@@ -78,14 +91,18 @@ def _devices(paths: Paths) -> list[Leftover]:
 
     links = Links()
     try:
-        devices = links.devices(f"intp-{paths.inn_id}", f"inbr-{paths.inn_id}")
+        devices = links.devices(*(f"{prefix}{paths.inn_id}" for prefix in (*_PREFIXES, *DEVICE_PREFIXES)))
     finally:
         links.close()
-    ordered = sorted(devices, reverse=True)  # taps before their bridges
-    return [
-        Leftover(f"device {name}", lambda name=name: remove(name, devices[name].kind))  # type: ignore[misc]
-        for name in ordered
-    ]
+    ordered = sorted(devices, reverse=True)
+    ordered.sort(key=lambda name: name.startswith(DEVICE_PREFIXES))  # taps before their bridges, those before the rest
+    return [Leftover(f"device {name}", partial(remove, name, devices[name].kind)) for name in ordered]
+
+
+def _namespaces(paths: Paths) -> list[Leftover]:
+    """Those of tenants of virtual networks, whose names other tools list too."""
+    names = sorted(path.name for path in NAMESPACES.glob(f"{NAMESPACE_PREFIX}{paths.inn_id}*"))
+    return [Leftover(f"namespace {name}", partial(process.run, ["ip", "netns", "del", name])) for name in names]
 
 
 def _tables(paths: Paths) -> list[Leftover]:
@@ -101,10 +118,7 @@ def _tables(paths: Paths) -> list[Leftover]:
         present = [family for family in _FAMILIES if nft.table_exists(family, paths.nft_table)]
     finally:
         nft.close()
-    return [
-        Leftover(f"nft table {family} {paths.nft_table}", lambda family=family: remove(family))  # type: ignore[misc]
-        for family in present
-    ]
+    return [Leftover(f"nft table {family} {paths.nft_table}", partial(remove, family)) for family in present]
 
 
 def _groups(paths: Paths) -> list[Leftover]:
@@ -115,11 +129,7 @@ def _groups(paths: Paths) -> list[Leftover]:
         place.rmdir()
 
     places = [root / paths.cgroup for root in cgroups.detect().roots]
-    return [
-        Leftover(f"control group {place}", lambda place=place: remove(place))  # type: ignore[misc]
-        for place in places
-        if place.is_dir()
-    ]
+    return [Leftover(f"control group {place}", partial(remove, place)) for place in places if place.is_dir()]
 
 
 def _run(paths: Paths) -> list[Leftover]:

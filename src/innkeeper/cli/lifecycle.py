@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import click
 
@@ -25,13 +26,14 @@ from innkeeper.cli.logs import last_lines
 from innkeeper.cli.options import InnCommand
 from innkeeper.cli.progress import follow
 from innkeeper.cli.session import Session, pass_session
-from innkeeper.fabric.devices import read_identity
+from innkeeper.fabric.devices import Device, empty_store, read_identity
+from innkeeper.fabric.pool_list import read_list
 from innkeeper.harden import doctor as judge, facts
 from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable, from_dict
 from innkeeper.model.requests import HostStop
 from innkeeper.model.views import Health
-from innkeeper.system import process
-from innkeeper.system.files import RealFiles
+from innkeeper.system import blockdevice, process
+from innkeeper.system.files import Io, RealFiles
 from innkeeper.system.paths import Paths
 
 FABRIC_PATIENCE_S = 60.0
@@ -244,15 +246,43 @@ def down(session: Session, force: bool, purge: bool) -> None:
 
 
 def _empty_devices(session: Session, paths: Paths) -> None:
-    """Take the pool's data out of the directories that it has elsewhere."""
-    identity = read_identity(RealFiles(), str(paths.pool))
-    for device in identity[1] if identity else ():
-        place = Path(device.path)
-        if (place / "device.json").exists():
-            shutil.rmtree(device.groups)
-            for name in ("device.json", "lock"):
-                (place / name).unlink(missing_ok=True)
-            session.say(f"emptied: {place}")
+    """Take the pools' data out of the directories that they have elsewhere."""
+    places = [str(paths.pool)]
+    for pool_id, place in read_list(RealFiles(), str(paths.pool_list)).items():
+        identity = read_identity(RealFiles(), place)
+        if identity is not None and str(identity[0]) == pool_id:
+            places.append(place)
+    for place in places:
+        identity = read_identity(RealFiles(), place)
+        for device in identity[1] if identity else ():
+            if device.remote:
+                assert identity is not None
+                _empty_store(session, place, identity[0], device)
+            elif device.source:
+                if (found := blockdevice.give_up(device.id)) is not None:
+                    session.say(f"emptied: {found}")
+            else:
+                _empty(session, Path(device.path), "device.json")
+    for place in places[1:]:
+        _empty(session, Path(place), "pool.json")
+
+
+def _empty_store(session: Session, pool_path: str, pool_id: UUID, device: Device) -> None:
+    try:
+        count = empty_store(Io(), pool_path, pool_id, device)
+        session.say(f"emptied: {device.path}, of {count} objects")
+    except Problem as away:
+        session.say(f"not emptied, remove what is below {pool_id}/ in {device.path}: {away}")
+
+
+def _empty(session: Session, place: Path, mark: str) -> None:
+    if not (place / mark).exists():
+        return
+    for directory in ("groups", "log", "copies", "credentials"):
+        shutil.rmtree(place / directory, ignore_errors=True)
+    for left in (*place.glob("meta.*"), *place.glob("fingerprints.*"), place / "lock", place / mark):
+        left.unlink(missing_ok=True)
+    session.say(f"emptied: {place}")
 
 
 def _end(session: Session, paths: Paths, *, force: bool) -> None:

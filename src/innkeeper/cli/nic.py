@@ -6,19 +6,24 @@ from typing import Any
 
 import click
 
-from innkeeper.cli import resources
+from innkeeper.cli import output, resources
+from innkeeper.cli.guards import guard_options, guards_summary, take_guards
 from innkeeper.cli.lazy import VerbGroup
+from innkeeper.cli.nic_acl import acl
 from innkeeper.cli.options import InnCommand, Ref, dry_run_option, labels_option
 from innkeeper.cli.output import Column
 from innkeeper.cli.parse import request
 from innkeeper.cli.resources import names
 from innkeeper.cli.session import Session, pass_session
 from innkeeper.cli.switch import changed
+from innkeeper.cli.traffic import summary, take_traffic, traffic_options
+from innkeeper.cli.vlan import vlan_option
 from innkeeper.model import requests as ask
-from innkeeper.model.resources import Guards, Nic
+from innkeeper.model.metering import MeterCount
+from innkeeper.model.resources import Nic
+from innkeeper.model.vlan import NicVlan
 
 NIC = Ref("nics")
-_GUARDS = tuple(Guards.model_fields)
 
 
 @click.group(cls=VerbGroup, help="Network cards and their guards.")
@@ -26,9 +31,7 @@ def nic() -> None:
     """The noun."""
 
 
-def _guards_off(guards: Guards) -> str:
-    off = [name for name in _GUARDS if not getattr(guards, name)]
-    return f"off: {', '.join(off)}" if off else "on"
+nic.add_command(acl)
 
 
 def _columns(session: Session) -> list[Column[Nic]]:
@@ -39,7 +42,9 @@ def _columns(session: Session) -> list[Column[Nic]]:
         Column("switch", lambda one: switches.get(one.switch_id, one.switch_id)),
         Column("mac", lambda one: one.mac),
         Column("address", lambda one: one.address),
-        Column("guards", lambda one: _guards_off(one.guards)),
+        Column("guards", lambda one: guards_summary(one.guards)),
+        Column("vlan", lambda one: str(one.vlan)),
+        Column("max in/out", lambda one: summary(one.traffic)),
     ]
 
 
@@ -48,12 +53,19 @@ def _columns(session: Session) -> list[Column[Nic]]:
 @click.option("--switch", type=Ref("switches"), required=True)
 @click.option("--mac")
 @click.option("--address", help="Its reserved IPv4 address; a free one is chosen.")
+@click.option("--address6", help="Its IPv6 address, in place of the one that is made of its mac.")
+@click.option("--mtu", type=click.IntRange(1280, 9216), help="Less than the switch's.")
+@click.option("--static", is_flag=True, help="The guest gets it through cloud-init, not by DHCP.")
+@guard_options
+@vlan_option
+@traffic_options
 @labels_option
 @dry_run_option
 @pass_session
 def create(session: Session, /, dry_run: bool, **options: Any) -> None:
     """Give a guest another card, running or not: inn nic create web --switch lan."""
-    made = session.client.nics.create(request(ask.NicCreate, **options), dry_run=dry_run)
+    wish = request(ask.NicCreate, guards=take_guards(options), traffic=take_traffic(options), **options)
+    made = session.client.nics.create(wish, dry_run=dry_run)
     changed(session, made, f"card {getattr(made, 'name', '')} made")
 
 
@@ -63,12 +75,18 @@ resources.add_show(nic, "nics")
 
 @nic.command("set", cls=InnCommand)
 @click.argument("ref", type=NIC)
-@click.option("--guard", "on", type=click.Choice([*_GUARDS, "all"]), multiple=True, help="Switch a guard on.")
-@click.option("--no-guard", "off", type=click.Choice([*_GUARDS, "all"]), multiple=True, help="Switch a guard off.")
+@guard_options
 @click.option("--switch", type=Ref("switches"), help="Plug it into another switch.")
 @click.option("--address", help="Its reserved IPv4 address.")
+@click.option("--address6", help="Its IPv6 address.")
+@click.option("--mtu", type=int, help="Less than the switch's; 0: the switch's.")
+@click.option("--static/--no-static", default=None, help="The guest gets it through cloud-init, not by DHCP.")
 @click.option("--extra-address", "extra", multiple=True, help="Further addresses that it may use; all, anew.")
 @click.option("--no-extra-addresses", is_flag=True)
+@click.option("--extra-mac", "extra_macs", multiple=True, help="Further macs that it may use (VRRP); all, anew.")
+@click.option("--no-extra-macs", is_flag=True)
+@vlan_option
+@traffic_options
 @labels_option
 @dry_run_option
 @pass_session
@@ -76,29 +94,58 @@ def change(
     session: Session,
     /,
     ref: str,
-    on: tuple[str, ...],
-    off: tuple[str, ...],
     switch: str | None,
     address: str | None,
+    address6: str | None,
+    mtu: int | None,
+    static: bool | None,
     extra: tuple[str, ...],
     no_extra_addresses: bool,
+    extra_macs: tuple[str, ...],
+    no_extra_macs: bool,
+    vlan: NicVlan | None,
     labels: dict[str, str],
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Change it: inn nic set web-0 --no-guard arp."""
-    guards = dict.fromkeys(_GUARDS if "all" in on else on, True)
-    guards |= dict.fromkeys(_GUARDS if "all" in off else off, False)
     wish = request(
         ask.NicSet,
-        guards=guards or None,
+        guards=take_guards(options),
         switch=switch,
         address=address,
+        address6=address6,
+        mtu=mtu,
+        static=static,
         extra_addresses=list(extra) if extra else [] if no_extra_addresses else None,
+        extra_macs=list(extra_macs) if extra_macs else [] if no_extra_macs else None,
         labels=labels or None,
+        traffic=take_traffic(options),
+        vlan=vlan,
     )
     if not wish.model_fields_set:
         raise click.UsageError("say what to change")
     changed(session, session.client.nics.set(ref, wish, dry_run=dry_run), f"card {ref} changed")
+
+
+@nic.command("meter", cls=InnCommand)
+@click.argument("ref", type=NIC)
+@click.option("--reset", is_flag=True, help="Begin at zero.")
+@pass_session
+def meter(session: Session, ref: str, reset: bool) -> None:
+    """What passed between it and the prefixes of its meters: inn nic meter web-0."""
+    report = session.client.nics.reset_meters(ref) if reset else session.client.nics.meters(ref)
+    if session.format == "json":
+        session.show(report)
+        return
+    columns: list[Column[MeterCount]] = [
+        Column("remote", lambda one: one.remote),
+        Column("direction", lambda one: one.direction),
+        Column("packets", lambda one: one.packets, right=True),
+        Column("bytes", lambda one: one.bytes, right=True),
+    ]
+    output.table(columns, report.counts)
+    session.say(f"{report.nic_name}: since {report.since:%Y-%m-%d %H:%M:%S} UTC")
 
 
 @nic.command("rm", cls=InnCommand)

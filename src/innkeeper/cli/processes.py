@@ -63,7 +63,7 @@ def _is_ours(command: str) -> bool:
     """A daemon, fabric, keeper or helper; not an editor or a shell that has a file of the inn on its command line."""
     program = Path(command.split(" ", 1)[0]).name
     helpers = ("qemu-system-", "dnsmasq", "swtpm")
-    inner = (" innkeeper.fabric", "-m innkeeper ", "innkeeper.daemon")
+    inner = (" innkeeper.fabric", "-m innkeeper ", "innkeeper.daemon", " innkeeper.network")
     return program.startswith(helpers) or (program.startswith("python") and any(part in command for part in inner))
 
 

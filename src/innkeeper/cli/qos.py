@@ -17,7 +17,7 @@ from innkeeper.model.resources import Qos
 from innkeeper.model.sizes import format_size
 from innkeeper.model.views import Plan
 
-_BOUNDS = frozenset({"max_iops", "min_iops", "max_bytes_per_s"})
+_BOUNDS = frozenset({"max_iops", "min_iops", "max_bytes_per_s", "min_bytes_per_s"})
 IOPS = click.IntRange(0, 10**9)
 BURST = click.FloatRange(0.05, 3600)
 
@@ -32,6 +32,7 @@ def qos() -> None:
 @click.option("--max-iops", type=IOPS, help="Normalised I/Os a second: every 8 KiB of a request is one.")
 @click.option("--min-iops", type=IOPS, help="What a disk is sure of when the pool is saturated.")
 @click.option("--max-bandwidth", "max_bytes_per_s", type=SIZE, help="Bytes a second, such as 100M.")
+@click.option("--min-bandwidth", "min_bytes_per_s", type=SIZE, help="The same in bytes a second, such as 20M.")
 @click.option("--burst", "burst_s", type=BURST, help="Seconds of a maximum that may be saved up; 1 when left out.")
 @click.option("--aggregated", is_flag=True, help="Its disks share the bounds; else each has them for itself.")
 @labels_option
@@ -53,6 +54,7 @@ def create(session: Session, /, name: str, labels: dict[str, str], dry_run: bool
 @click.option("--max-iops", type=IOPS, help="Normalised I/Os a second; 0: no bound.")
 @click.option("--min-iops", type=IOPS, help="0: none.")
 @click.option("--max-bandwidth", "max_bytes_per_s", type=SIZE, help="Bytes a second; 0: no bound.")
+@click.option("--min-bandwidth", "min_bytes_per_s", type=SIZE, help="0: none.")
 @click.option("--burst", "burst_s", type=BURST, help="Seconds of a maximum that may be saved up.")
 @click.option("--aggregated/--dedicated", default=None, help="Whether its disks share the bounds.")
 @labels_option
@@ -65,8 +67,8 @@ def change(session: Session, /, ref: str, labels: dict[str, str], no_labels: boo
     session.done(changed, f"QoS policy {changed.name} changed")
 
 
-def _bandwidth(policy: Qos) -> str:
-    return f"{format_size(policy.max_bytes_per_s)}/s" if policy.max_bytes_per_s else ""
+def _rate(bytes_per_s: int | None) -> str:
+    return f"{format_size(bytes_per_s)}/s" if bytes_per_s else ""
 
 
 def _columns(_session: Session) -> list[Column[Qos]]:
@@ -74,11 +76,8 @@ def _columns(_session: Session) -> list[Column[Qos]]:
         Column("name", lambda one: one.name),
         Column("max iops", lambda one: one.max_iops or "", right=True),
         Column("min iops", lambda one: one.min_iops or "", right=True),
-        Column(
-            "max bandwidth",
-            lambda one: f"{format_size(one.max_bytes_per_s)}/s" if one.max_bytes_per_s else "",
-            right=True,
-        ),
+        Column("max bandwidth", lambda one: _rate(one.max_bytes_per_s), right=True),
+        Column("min bandwidth", lambda one: _rate(one.min_bytes_per_s), right=True),
         Column("for", lambda one: "all its disks" if one.aggregated else "each disk"),
         Column("age", lambda one: ago(one.created_at)),
     ]

@@ -48,6 +48,7 @@ def storage() -> None:
 @click.option("--reserve", "reservation_bytes", type=SIZE, help="What is kept free for its disks.")
 @click.option("--tier", type=TIER, help="Where its disks' data stays.")
 @click.option("--qos", type=Ref("qos"), help="The QoS policy of disks without their own.")
+@click.option("--pool", type=Ref("pools"), help="Where its disks are kept. [default: default]")
 @labels_option
 @dry_run_option
 @pass_session
@@ -83,9 +84,11 @@ def change(session: Session, /, ref: str, labels: dict[str, str], no_labels: boo
     session.done(changed, f"storage {changed.name} changed")
 
 
-def _columns(_session: Session) -> list[Column[Storage]]:
+def _columns(session: Session) -> list[Column[Storage]]:
+    pools = resources.names(session, "pools")
     return [
         Column("name", lambda one: one.name),
+        Column("pool", lambda one: pools.get(one.pool_id or "", "")),
         Column("compression", lambda one: f"{one.compression} {one.level}" if one.level else one.compression),
         Column("dedup", lambda one: one.dedup),
         Column("quota", lambda one: format_size(one.quota_bytes) if one.quota_bytes else "", right=True),

@@ -24,11 +24,13 @@ from innkeeper.cli.output import Column, ago
 from innkeeper.cli.parse import request
 from innkeeper.cli.progress import settle
 from innkeeper.cli.session import Session, pass_session
+from innkeeper.cli.vlan import VLAN
 from innkeeper.model import requests as ask
 from innkeeper.model.problems import Conflict
 from innkeeper.model.resources import CloudInit, Task, Vm, VmState
 from innkeeper.model.sizes import format_size
 from innkeeper.model.views import Plan
+from innkeeper.model.vlan import NicVlan
 
 VM = Ref("vms")
 _WAIT = click.Choice(["none", "running", "ready"])
@@ -75,14 +77,27 @@ def _extra_disk(text: str) -> dict[str, Any]:
     return {"size_bytes": SIZE.convert(text, None, None)} if text[:1].isdigit() else {"disk": text}
 
 
-def _nics(switches: tuple[str, ...], addresses: tuple[str, ...], macs: tuple[str, ...]) -> list[dict[str, str]]:
-    if len(addresses) > len(switches) or len(macs) > len(switches):
-        raise click.UsageError("--address and --mac belong to a --switch each")
-    cards: list[dict[str, str]] = [{"switch": switch} for switch in switches]
+def _nics(
+    switches: tuple[str, ...],
+    addresses: tuple[str, ...],
+    addresses6: tuple[str, ...],
+    macs: tuple[str, ...],
+    vlans: tuple[NicVlan, ...],
+    static: bool,
+) -> list[dict[str, Any]]:
+    if static and not switches:
+        raise click.UsageError("--static needs a --switch")
+    if max(len(addresses), len(addresses6), len(macs), len(vlans)) > len(switches):
+        raise click.UsageError("--address, --address6, --mac and --vlan belong to a --switch each")
+    cards: list[dict[str, Any]] = [{"switch": switch, "static": static} for switch in switches]
     for card, address in zip(cards, addresses, strict=False):
         card["address"] = address
+    for card, address in zip(cards, addresses6, strict=False):
+        card["address6"] = address
     for card, mac in zip(cards, macs, strict=False):
         card["mac"] = mac.lower()
+    for card, vlan in zip(cards, vlans, strict=False):
+        card["vlan"] = vlan
     return cards
 
 
@@ -99,7 +114,10 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 @click.option("--storage", type=Ref("storages"), help="Where new disks live.")
 @click.option("--switch", "switches", type=Ref("switches"), multiple=True, help="A card on that switch; repeatable.")
 @click.option("--address", "addresses", multiple=True, help="Reserved IPv4 address of the card, in order of --switch.")
+@click.option("--address6", "addresses6", multiple=True, help="Its IPv6 address, likewise.")
+@click.option("--static", is_flag=True, help="Its cards get their addresses through cloud-init, not by DHCP.")
 @click.option("--mac", "macs", multiple=True, help="MAC address of the card, in order of --switch.")
+@click.option("--vlan", "vlans", type=VLAN, multiple=True, help="VLAN of the card, in order of --switch.")
 @click.option("--cpus", type=click.IntRange(1, 512))
 @click.option("--memory", "memory_bytes", type=SIZE, help="Memory, such as 512M or 4G.")
 @click.option("--firmware", type=click.Choice(["bios", "uefi"]))
@@ -130,7 +148,7 @@ def create(session: Session, /, wait: str, timeout_s: float, dry_run: bool, **op
     inn vm create web --image debian/12 --switch lan --memory 512M --cpus 1 --disk 4G --wait ready
     """
     cloud_init = _cloud_init(*(options.pop(name) for name in ("user_data", "network_config", "ssh_keys", "hostname")))
-    nics = _nics(*(options.pop(name) for name in ("switches", "addresses", "macs")))
+    nics = _nics(*(options.pop(name) for name in ("switches", "addresses", "addresses6", "macs", "vlans", "static")))
     disks = [_extra_disk(text) for text in options.pop("disks")]
     made = request(ask.VmCreate, nics=nics, disks=disks, cloud_init=cloud_init, **options)
     if wait == "ready" and not made.start:

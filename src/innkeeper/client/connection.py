@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -116,6 +116,18 @@ class Connection:
         if status >= 400:
             raise from_dict(members if isinstance(members, dict) else {})
         return members
+
+    def pieces(self, path: str, query: dict[str, Any]) -> Generator[bytes, None, None]:
+        """The bytes that the daemon answers as they come. Raises as ``send`` does."""
+        try:
+            with self._http.stream("GET", path, params=query, timeout=httpx2.Timeout(None)) as answer:
+                if answer.status_code >= 400:
+                    self._read(answer.status_code, answer.read())
+                yield from answer.iter_bytes()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as absent:
+            raise self._unreachable(absent) from absent
+        except httpx2.TransportError as lost:
+            raise Unavailable("daemon.lost", "the daemon ended", cause=str(lost), remedy="run 'inn up'") from lost
 
     def events(self, path: str, query: dict[str, Any] | None = None) -> Iterator[str]:
         """The data of each server-sent event at ``path``, until the daemon ends the stream.

@@ -36,9 +36,11 @@ class InnClient:
         self.pools = nouns.Pools(self._connection)
         self.switches = nouns.Switches(self._connection)
         self.nics = nouns.Nics(self._connection)
+        self.acls = nouns.Acls(self._connection)
         self.repositories = nouns.Repositories(self._connection)
         self.backups = nouns.Backups(self._connection)
         self.tasks = nouns.Tasks(self._connection)
+        self.journal = nouns.Journal(self._connection)
         self.host = nouns.Host(self._connection)
 
     def __enter__(self) -> InnClient:

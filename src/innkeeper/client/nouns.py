@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from datetime import datetime
 
 from innkeeper.client.base import Noun, understand
 from innkeeper.client.connection import ANSWER_TIMEOUT_S, Connection, segment
 from innkeeper.model import requests as ask, resources as res, views
+from innkeeper.model.capturing import CaptureStart
+from innkeeper.model.journal import JournalEntry, Severity
+from innkeeper.model.metering import MeterReport
+from innkeeper.model.tracing import PacketAsk, ReachAsk, Trace
 
 
 class Vms(Noun[res.Vm, views.VmDetail]):
@@ -121,11 +126,21 @@ class Disks(Noun[res.Disk, views.DiskDetail]):
     def resize(self, ref: str, request: ask.DiskResize) -> res.Disk:
         return self._call(res.Disk, "POST", f"{self._at(ref)}/resize", body=request)
 
+    def move(self, ref: str, request: ask.DiskMove) -> res.Task:
+        return self._call(res.Task, "POST", f"{self._at(ref)}/move", body=request)
+
     def snapshot(self, ref: str, request: ask.DiskSnapshot) -> res.Disk:
         return self._call(res.Disk, "POST", f"{self._at(ref)}/snapshots", body=request)
 
+    def snapshots(self, ref: str) -> list[views.DiskSnapshot]:
+        found = self._connection.send("GET", f"{self._at(ref)}/snapshots")
+        return [understand(views.DiskSnapshot, one) for one in found]
+
     def snapshot_rm(self, ref: str, snapshot: str) -> res.Disk:
         return self._call(res.Disk, "DELETE", f"{self._at(ref)}/snapshots/{segment(snapshot)}")
+
+    def revert(self, ref: str, request: ask.DiskRevert) -> res.Disk:
+        return self._call(res.Disk, "POST", f"{self._at(ref)}/revert", body=request)
 
     def clone(self, ref: str, request: ask.DiskClone, *, dry_run: bool = False) -> res.Disk | views.Plan:
         return self._new(f"{self._at(ref)}/clone", request, dry_run=dry_run)
@@ -181,6 +196,15 @@ class Pools(Noun[res.Pool, views.PoolDetail]):
 
     path, kind, detail = "/v1/pools", res.Pool, views.PoolDetail
 
+    def create(self, request: ask.PoolCreate, *, dry_run: bool = False) -> res.Pool | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def rm(self, ref: str, *, lost: bool = False) -> res.Pool:
+        return self._call(res.Pool, "DELETE", self._at(ref), query={"lost": lost})
+
+    def open(self, ref: str) -> res.Pool:
+        return self._call(res.Pool, "POST", f"{self._at(ref)}/open")
+
     def set(self, ref: str, request: ask.PoolSet, *, revision: int | None = None) -> res.Pool:
         return self._set(ref, request, revision)
 
@@ -219,8 +243,15 @@ class Switches(Noun[res.Switch, views.SwitchDetail]):
     ) -> res.Switch | views.Plan:
         return self._patched(ref, request, revision, dry_run=dry_run)
 
+    def simulate(self, ref: str, request: ReachAsk) -> Trace:
+        return self._call(Trace, "POST", f"{self._at(ref)}/simulate", body=request)
+
     def rm(self, ref: str, *, dry_run: bool = False) -> res.Switch | views.Plan:
         return self._changed("DELETE", self._at(ref), dry_run=dry_run)
+
+    def confirm(self, ref: str) -> res.Switch:
+        """Keep the host's network where an external switch has moved it to."""
+        return self._call(res.Switch, "POST", f"{self._at(ref)}/confirm")
 
 
 class Nics(Noun[res.Nic, views.NicDetail]):
@@ -238,6 +269,34 @@ class Nics(Noun[res.Nic, views.NicDetail]):
 
     def rm(self, ref: str, *, dry_run: bool = False) -> res.Nic | views.Plan:
         return self._changed("DELETE", self._at(ref), dry_run=dry_run)
+
+    def trace(self, ref: str, request: PacketAsk) -> Trace:
+        return self._call(Trace, "POST", f"{self._at(ref)}/trace", body=request)
+
+    def meters(self, ref: str) -> MeterReport:
+        return self._call(MeterReport, "GET", f"{self._at(ref)}/meters")
+
+    def reset_meters(self, ref: str) -> MeterReport:
+        return self._call(MeterReport, "POST", f"{self._at(ref)}/meters/reset")
+
+    def capture(self, ref: str, request: CaptureStart) -> Generator[bytes, None, None]:
+        """What passes its port as pcap, piece by piece; closing the iterator ends it."""
+        return self._connection.pieces(f"{self._at(ref)}/capture", request.model_dump(exclude_unset=True))
+
+
+class Acls(Noun[res.Acl, views.AclDetail]):
+    """Named ACLs."""
+
+    path, kind, detail = "/v1/acls", res.Acl, views.AclDetail
+
+    def create(self, request: ask.AclCreate, *, dry_run: bool = False) -> res.Acl | views.Plan:
+        return self._new(self.path, request, dry_run=dry_run)
+
+    def set(self, ref: str, request: ask.AclSet, *, revision: int | None = None) -> res.Acl:
+        return self._set(ref, request, revision)
+
+    def rm(self, ref: str) -> res.Acl:
+        return self._call(res.Acl, "DELETE", self._at(ref))
 
 
 class Repositories(Noun[res.Repository, res.Repository]):
@@ -299,6 +358,41 @@ class Tasks(Noun[res.Task, res.Task]):
             yield res.Task.model_validate_json(data)
 
 
+class Journal:
+    """What happened."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def ls(
+        self,
+        *,
+        subject: str | None = None,
+        vm: str | None = None,
+        severity: Severity = "info",
+        since: datetime | None = None,
+        last: int = 1_000,
+    ) -> list[JournalEntry]:
+        """The latest entries, the oldest first."""
+        query = {"subject": subject, "vm": vm, "severity": severity, "last": last}
+        query["since"] = since.isoformat() if since is not None else None
+        return [understand(JournalEntry, one) for one in self._connection.send("GET", "/v1/journal", query=query)]
+
+    def watch(
+        self,
+        *,
+        subject: str | None = None,
+        vm: str | None = None,
+        severity: Severity = "info",
+        after_revision: int | None = None,
+    ) -> Iterator[JournalEntry]:
+        """Entries as they come, until the daemon ends (``daemon.lost``)."""
+        query = {"subject": subject, "vm": vm, "severity": severity, "after_revision": after_revision}
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        for data in self._connection.events("/v1/journal/events", given):
+            yield JournalEntry.model_validate_json(data)
+
+
 class Host:
     """The host and the inn on it."""
 
@@ -307,6 +401,9 @@ class Host:
 
     def show(self) -> views.HostView:
         return understand(views.HostView, self._connection.send("GET", "/v1/host"))
+
+    def set(self, request: ask.HostSet) -> views.HostView:
+        return understand(views.HostView, self._connection.send("PATCH", "/v1/host", body=request))
 
     def health(self) -> views.Health:
         return understand(views.Health, self._connection.send("GET", "/v1/host/health", timeout_s=10.0))

@@ -16,7 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from innkeeper.compute import firmware, hotplug, launcher, migration
+from innkeeper.compute import devices, firmware, hotplug, launcher, migration
 from innkeeper.compute.adoption import HeldProcess, ProcessIdentity
 from innkeeper.compute.inputs import DISK_PORTS, NIC_PORTS, DiskInput, MachineInputs, NbdExport, NicInput, free_port
 from innkeeper.compute.launcher import GuestPlace
@@ -311,6 +311,13 @@ class Guest(SupervisedGuest):
             await hotplug.detach_nic(self.monitor, nic_id, timeout_s)
             rest = {key: port for key, port in self.layout.nics.items() if key != nic_id}
             self._layout_is(replace(self.layout, nics=rest))
+
+    async def set_link(self, nic_id: str, *, up: bool) -> None:
+        """Let a card have its link or lose it, as if its cable were pulled; one that is not there is left alone."""
+        async with self._turn:
+            self._guard("change the link of a nic", VmState.RUNNING, VmState.PAUSED, VmState.CRASHED)
+            if nic_id in self.layout.nics:
+                await self.monitor.execute("set_link", name=devices.nic_device_id(nic_id), up=up)
 
     async def change_media(self, media: NbdExport | None) -> None:
         """Put an ISO into the CD-ROM drive in place of what is there; None empties it."""

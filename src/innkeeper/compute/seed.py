@@ -34,13 +34,11 @@ class SeedInputs:
     ssh_keys: Sequence[str] = ()
 
 
-def seed_inputs(vm: Vm) -> SeedInputs | None:
-    """The seed of a vm; None when it wants none."""
-    wish: CloudInit | None = vm.spec.cloud_init
-    if wish is None:
-        return None
+def seed_inputs(vm: Vm, network_config: str | None = None) -> SeedInputs:
+    """The seed of a vm, with that network configuration unless the user gives one."""
+    wish = vm.spec.cloud_init or CloudInit()
     hostname = wish.hostname or vm.name.replace("_", "-").replace(".", "-").lower()
-    return SeedInputs(vm.id, hostname, wish.user_data, wish.network_config, tuple(wish.ssh_keys))
+    return SeedInputs(vm.id, hostname, wish.user_data, wish.network_config or network_config, tuple(wish.ssh_keys))
 
 
 def seed_files(seed: SeedInputs) -> dict[str, str]:
@@ -79,9 +77,13 @@ def _user_data(seed: SeedInputs) -> str:
 
 
 def _vendor_data() -> dict[str, Any]:
-    """Installs the guest agent where a package mirror can be reached, and starts it where it is."""
+    """Installs the guest agent where a package mirror can be reached, and starts it where it is.
+
+    The network is configured anew at every boot: cards come and go, and addresses change.
+    """
     start = f"systemctl enable --now {_AGENT} || rc-service {_AGENT} start || true"
-    return {"packages": [_AGENT], "runcmd": [["sh", "-c", start]]}
+    updates = {"network": {"when": ["boot-new-instance", "boot"]}}
+    return {"packages": [_AGENT], "runcmd": [["sh", "-c", start]], "updates": updates}
 
 
 def _yaml(value: Any) -> str:

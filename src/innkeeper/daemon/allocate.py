@@ -41,7 +41,9 @@ def check_mac_free(mac: str, taken: Iterable[str]) -> str:
     Raises ``Conflict`` (``nic.mac_in_use``).
     """
     if mac in set(taken):
-        raise Conflict("nic.mac_in_use", f"mac {mac} is in use by another nic", remedy="choose another, or none")
+        raise Conflict(
+            "nic.mac_in_use", f"mac {mac} is in use by another nic or a reservation", remedy="choose another, or none"
+        )
     return mac
 
 

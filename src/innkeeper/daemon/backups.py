@@ -8,6 +8,7 @@ from innkeeper.daemon.assembly import Assembly, Blueprint, DiskPlan
 from innkeeper.daemon.checkpoints import disk_ids
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.husks import drop_husks
+from innkeeper.daemon.nics import like, macs_in_use
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.repositories import Repositories, backup_name, progress_of
@@ -18,6 +19,7 @@ from innkeeper.daemon.vms import Vms
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Invalid, NotFound, Problem
 from innkeeper.model.resources import (
+    Acl,
     Backup,
     Disk,
     DiskLink,
@@ -165,7 +167,11 @@ class Backups:
         return {
             "vm": vm.model_dump(mode="json"),
             "nics": [
-                {**nic.model_dump(mode="json"), "switch_name": store.get(Switch, nic.switch_id).name}
+                {
+                    **nic.model_dump(mode="json"),
+                    "switch_name": store.get(Switch, nic.switch_id).name,
+                    "acls": [store.get(Acl, acl_id).model_dump(mode="json") for acl_id in nic.acl.sets],
+                }
                 for nic in sorted(store.find(Nic, vm_id=vm.id), key=lambda nic: nic.index)
             ],
             "disks": [disk.model_dump(mode="json") for disk in disks],
@@ -332,7 +338,10 @@ class Backups:
         """The card of the restored vm: on its old switch by id, then by name, or on the one that was asked for."""
         switches = {switch.id: switch for switch in self._rooms.store.ls(Switch)}
         by_name = {switch.name: switch for switch in switches.values()}
-        nic = Nic.model_validate({key: value for key, value in card.items() if key != "switch_name"})
+        nic = Nic.model_validate({key: value for key, value in card.items() if key in Nic.model_fields})
+        acls = {acl.id for acl in self._rooms.store.ls(Acl)}
+        kept = [Acl.model_validate(acl) for acl in card.get("acls", ())]
+        nic.acl = nic.acl.with_lines_of(acl for acl in kept if acl.id not in acls)
         switch = self._rooms.store.get(Switch, request.switch) if request.switch else switches.get(nic.switch_id)
         switch = switch or by_name.get(card["switch_name"])
         if switch is None:
@@ -341,9 +350,8 @@ class Backups:
                 f"the switch {card['switch_name']!r} of the backup is not here",
                 remedy="make it, or say --switch",
             )
-        taken = {other.mac for other in self._rooms.store.ls(Nic)}
-        keep_mac = request.keep_macs and nic.mac not in taken
-        return ask.VmNic(switch=switch.id, mac=nic.mac if keep_mac else None, guards=nic.guards)
+        keep_mac = request.keep_macs and nic.mac not in macs_in_use(self._rooms, switch)
+        return like(nic, switch, nic.mac if keep_mac else None)
 
     async def _restore_disks(self, run: Run) -> None:
         repository = self._rooms.store.get(Repository, run.parameters["repository_id"])

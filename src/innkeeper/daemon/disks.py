@@ -8,6 +8,8 @@ from typing import Protocol
 
 from innkeeper.daemon.allocate import free_name
 from innkeeper.daemon.disk_facts import activity_of, place_of, settings_of
+from innkeeper.daemon.disk_moves import DiskMoves, carry
+from innkeeper.daemon.disk_snapshots import snapshots_of
 from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.husks import drop_husks_of_disk
 from innkeeper.daemon.rooms import Rooms
@@ -15,7 +17,7 @@ from innkeeper.daemon.storages import Storages
 from innkeeper.daemon.temporary import snapshot_of
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
-from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Qos, Vm, new_id
+from innkeeper.model.resources import Checkpoint, Disk, DiskLink, Image, Pool, Qos, Storage, Task, Vm, VmState, new_id
 from innkeeper.model.sizes import format_size
 
 BLOCK_BYTES = 64 * 1024
@@ -38,6 +40,7 @@ class Disks:
         self._exports = exports
         self._storages = storages
         self._users: DiskUsers | None = None
+        self.moves = DiskMoves(rooms)
 
     def serve(self, users: DiskUsers) -> None:
         """Make the guests known that disks are plugged into."""
@@ -51,6 +54,7 @@ class Disks:
         May be repeated. Raises ``Conflict`` (``disk.name_taken``), ``NoSpace``.
         """
         store, fabric = self._rooms.store, self._rooms.fabric
+        await fabric.of(store.get(Storage, disk.storage_id).pool_id).ping()  # nothing is noted that cannot be made
         try:
             disk = store.get(Disk, disk.id)
         except NotFound:
@@ -60,11 +64,30 @@ class Disks:
         if snapshot_id is None:
             await fabric.disk_create(disk.id, disk.size_bytes, disk.storage_id, **settings_of(disk))
         else:
-            await fabric.disk_clone(disk.id, snapshot_id)
+            await self._clone_into(disk, snapshot_id)
             if (await fabric.disk_show(disk.id))["size_bytes"] != disk.size_bytes:
                 await fabric.disk_resize(disk.id, disk.size_bytes)
-            await fabric.disk_set(disk.id, storage_id=disk.storage_id, **settings_of(disk))
+            await fabric.disk_set(disk.id, **settings_of(disk))
         return store.update(store.get(Disk, disk.id).model_copy(update={"ready": True}))
+
+    async def _clone_into(self, disk: Disk, snapshot_id: str) -> None:
+        """Clone a snapshot into the disk's storage; into another pool than the snapshot's it is copied."""
+        fabric = self._rooms.fabric
+        try:
+            await fabric.disk_show(disk.id)
+        except NotFound:
+            await fabric.disk_clone(disk.id, snapshot_id)
+        await carry(fabric, disk.id, disk.storage_id)
+
+    def _refuse_other_pool(self, pool_id: str, storage: Storage) -> None:
+        if storage.pool_id != pool_id:
+            pools = {pool.id: pool.name for pool in self._rooms.store.ls(Pool)}
+            raise Conflict(
+                "disk.other_pool",
+                f"storage {storage.name!r} is in pool {pools.get(str(storage.pool_id))!r}",
+                cause=f"the data is in pool {pools.get(pool_id)!r}",
+                remedy="'inn disk move' takes a disk from one pool to another, also in use",
+            )
 
     async def unmake(self, disk_id: str) -> None:
         """Delete a disk's bytes, its snapshots and its document; what is not there is no error."""
@@ -76,6 +99,7 @@ class Disks:
         for snapshot_id in disk.snapshots.values() if disk else ():
             await fabric.snapshot_rm(snapshot_id)
         await drop_husks_of_disk(self._rooms, disk_id)
+        await fabric.disk_move_cancel(disk_id)
         await fabric.disk_rm(disk_id)
         store.delete("disk", disk_id)
 
@@ -158,12 +182,13 @@ class Disks:
         try:
             figures = views.Figures(**await fabric.figures(disk_id=disk.id))
             places = [place_of(facts) for facts in await fabric.places(disk.id)]
-            promised = (await fabric.disk_show(disk.id))["promised_bytes"]
+            facts = await fabric.disk_show(disk.id)
+            told = {name: facts[name] for name in ("promised_bytes", "log_room_bytes")}
         except NotFound:  # it is being made
             return views.DiskDetail(**own)
         meter = (await fabric.metrics())["meters"].get(disk.id)
         activity = activity_of(meter) if meter is not None else None
-        return views.DiskDetail(**own, figures=figures, places=places, promised_bytes=promised, activity=activity)
+        return views.DiskDetail(**own, figures=figures, places=places, activity=activity, **told)
 
     async def set(self, ref: str, request: ask.DiskSet, *, revision: int | None = None) -> Disk:
         """Raises ``Conflict`` (``state.stale``), ``NotFound``, ``NoSpace`` (``pool.promised``)."""
@@ -171,7 +196,9 @@ class Disks:
         wanted = request.model_dump(exclude_unset=True)
         changes = {name: wanted[name] for name in ("name", "labels", "thick") if wanted.get(name) is not None}
         if wanted.get("storage") is not None:
-            changes["storage_id"] = self._storages.resolve(wanted["storage"]).id
+            storage = self._storages.resolve(wanted["storage"])
+            self._refuse_other_pool(str(self._storages.resolve(disk.storage_id).pool_id), storage)
+            changes["storage_id"] = storage.id
         if "tier" in wanted:
             changes["tier"] = wanted["tier"]
         if "qos" in wanted:
@@ -232,6 +259,10 @@ class Disks:
             await self._users.disk_grown(vm, disk.id, request.size_bytes)
         return self._rooms.change(self._rooms.store.get(Disk, disk.id), None, size_bytes=request.size_bytes)
 
+    async def move(self, ref: str, request: ask.DiskMove) -> Task:
+        """Take it to another storage, in whatever pool, in use or not. Raises ``Conflict`` (``disk.is_image``)."""
+        return self.moves.start(self._rooms.store.get(Disk, ref), request)
+
     async def snapshot(self, ref: str, request: ask.DiskSnapshot) -> Disk:
         disk = self._rooms.store.get(Disk, ref)
         if request.name in disk.snapshots:
@@ -244,6 +275,24 @@ class Disks:
         await self._rooms.fabric.snapshot_create({snapshot_id: disk.id})
         disk = self._rooms.store.get(Disk, disk.id)
         return self._rooms.change(disk, None, snapshots={**disk.snapshots, request.name: snapshot_id})
+
+    async def snapshots(self, ref: str) -> list[views.DiskSnapshot]:
+        """All of them, the oldest first, those of checkpoints and backups too."""
+        return await snapshots_of(self._rooms, self._rooms.store.get(Disk, ref))
+
+    async def revert(self, ref: str, request: ask.DiskRevert) -> Disk:
+        """Raises ``NotFound`` (``snapshot.not_found``), ``Conflict`` (``disk.in_use``, ``disk.attached``)."""
+        disk = self._rooms.store.get(Disk, ref)
+        snapshot_id = self.snapshot_id(disk, request.snapshot)
+        vm = self._rooms.store.get(Vm, disk.vm_id) if disk.vm_id is not None else None
+        if vm is not None and vm.status.state not in (VmState.STOPPED, VmState.CRASHED):
+            raise Conflict(
+                "disk.in_use",
+                f"disk {disk.name!r} is used by vm {vm.name!r}, which is {vm.status.state.value}",
+                remedy=f"shut it down, or detach the disk: inn disk detach {disk.name}",
+            )
+        facts = await self._rooms.fabric.disk_revert(disk.id, snapshot_id)
+        return self._rooms.change(self._rooms.store.get(Disk, disk.id), None, size_bytes=facts["size_bytes"])
 
     async def snapshot_rm(self, ref: str, snapshot: str) -> Disk:
         disk = self._rooms.store.get(Disk, ref)

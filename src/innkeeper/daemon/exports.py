@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from innkeeper.compute.adoption import HeldProcess, ProcessIdentity, start_ticks
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.fabric.client import FabricClient
 from innkeeper.model.problems import NotFound, Problem
-from innkeeper.model.resources import Backup, Checkpoint, Disk, Image, Vm
+from innkeeper.model.resources import Backup, Checkpoint, Disk, Image, Pool, Vm
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,22 @@ class Exports:
             except (NotFound, ValueError, KeyError):
                 note.unlink(missing_ok=True)
         fabric = self._rooms.fabric
-        for attached in await fabric.attachment_ls():
-            if attached["id"] not in known:
-                log.warning("attachment %s was left by a process that has ended; giving it back", attached["id"])
-                await fabric.detach(attached["id"])
+        await self._give_back(fabric, known)
         for snapshot in await fabric.snapshot_ls():
             for hold in snapshot["holds"]:
                 log.warning("hold %s on snapshot %s was left by a backup that has ended", hold, snapshot["id"])
                 await fabric.release(hold)
+
+    async def tell(self, pool: Pool) -> None:
+        """A pool was closed for a while: give back what was attached in it and is not used any more."""
+        used = {attachment for vm in self._rooms.store.ls(Vm) for attachment in vm.status.attachments.values()}
+        await self._give_back(self._rooms.fabric.of(pool.id), used | set(self._held))
+
+    async def _give_back(self, fabric: FabricClient, used: Collection[str]) -> None:
+        for attached in await fabric.attachment_ls():
+            if attached["id"] not in used:
+                log.warning("attachment %s was left by a process that has ended; giving it back", attached["id"])
+                await fabric.detach(attached["id"])
 
     async def strangers(self) -> list[str]:
         """Disks and snapshots of the fabric that no document names, each as a sentence; they are kept."""

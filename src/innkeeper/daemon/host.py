@@ -17,7 +17,8 @@ from innkeeper.daemon.switches import Switches
 from innkeeper.harden import doctor, facts
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Problem
-from innkeeper.model.resources import Disk, Qos, Switch, Task, Vm, now
+from innkeeper.model.resources import Disk, Pool, Qos, Storage, Switch, Task, Vm, now
+from innkeeper.observe import ports
 from innkeeper.observe.exposition import exposition
 from innkeeper.tasks.engine import Run, Step, TaskKind
 
@@ -59,8 +60,15 @@ class Host:
             accelerator=self._power.accelerator,
             qemu_version=host.tools.get("qemu-system-x86_64"),
             pool=pool,
+            allow_docker=self._switches.allows_docker,
             vms=dict(Counter(vm.status.state.value for vm in self._rooms.store.ls(Vm))),
         )
+
+    async def set(self, request: ask.HostSet) -> views.HostView:
+        """Raises ``Failed`` (``tool.failed``) where iptables refuses; nothing has changed then."""
+        if request.allow_docker is not None:
+            await self._switches.allow_docker(request.allow_docker)
+        return await self.show()
 
     def _pid(self, name: str) -> int | None:
         try:
@@ -83,9 +91,10 @@ class Host:
 
     async def metrics(self) -> str:
         """Everything that is measured, in Prometheus' text format. Raises ``Unavailable`` (``fabric.unreachable``)."""
-        disks = {disk.id: disk.name for disk in self._rooms.store.ls(Disk)}
-        policies = {qos.id: qos.name for qos in self._rooms.store.ls(Qos)}
-        return exposition(await self._rooms.fabric.metrics(), disks, policies)
+        names = {one.id: one.name for kind in (Disk, Qos, Storage, Pool) for one in self._rooms.store.ls(kind)}
+        return exposition(await self._rooms.fabric.metrics(), names) + ports.exposition(
+            await self._switches.metering.facts()
+        )
 
     async def doctor(self) -> list[views.Check]:
         switches = self._rooms.store.ls(Switch)
@@ -96,6 +105,7 @@ class Host:
             accelerator=self._power.accelerator,
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
             gateways=self._switches.gateways(),
+            switch_findings=self._switches.findings(),
             pool_problem=await self._pools.problem(),
             qos_alarms=tuple(await self._qos.alarms()),
             foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from innkeeper.daemon import temporary
+from innkeeper.daemon.acls import Acls
 from innkeeper.daemon.assembly import Assembly
 from innkeeper.daemon.backups import Backups
 from innkeeper.daemon.checkpoints import Checkpoints
@@ -16,6 +17,7 @@ from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.exports import Exports
 from innkeeper.daemon.host import Host
 from innkeeper.daemon.images import Images
+from innkeeper.daemon.journal import Journal, JournalService
 from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.nvram import Nvram
 from innkeeper.daemon.pools import Pools
@@ -32,6 +34,7 @@ from innkeeper.daemon.vms import Vms
 from innkeeper.fabric.client import FabricClient
 from innkeeper.model import views
 from innkeeper.model.problems import Conflict
+from innkeeper.model.resources import Vm
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
 from innkeeper.tasks.engine import Engine
@@ -52,6 +55,7 @@ class House:
         self.images = Images(rooms, self.disks, self.storages)
         self.switches = Switches(rooms)
         self.nics = Nics(rooms, self.switches)
+        self.acls = Acls(rooms, self.switches)
         self.power = Power(rooms, self.disks, self.switches)
         quiescer = Quiescer(rooms, self.power)
         nvram = Nvram(rooms, self.disks, self.storages)
@@ -71,20 +75,26 @@ class House:
         )
         Scrubbing(rooms, self.repositories)
         self.tasks = Tasks(rooms)
+        self.journal = JournalService(rooms.journal, lambda ref: rooms.store.get(Vm, ref).id)
         self.host = Host(rooms, self.power, self.switches, self.pools, self.qos)
+        for told in (self.qos.tell, self.storages.tell, self.exports.tell):
+            self.pools.life.on_opened(told)
         self.disks.serve(self.power)
         self.nics.serve(self.power)
 
     async def settle(self) -> None:
-        """Bring what is desired and what is there together after a start: adopt, repair, finish, tidy."""
+        """Bring what is desired and what is there together after a start: adopt, repair, finish, tidy.
+
+        The switches stand by then.
+        """
         await self.pools.settle()
         await self.qos.settle()
         await self.storages.settle()
-        await self.switches.ensure_all()
         await self.power.adopt_all()
         await self.exports.settle()
         await temporary.settle(self._rooms)
         await self._rooms.engine.recover()
+        await self.disks.moves.settle()
         for name in await self.disks.tidy():
             log.warning("disk %s was left half-made and has been removed", name)
         for stranger in await self.exports.strangers():
@@ -133,11 +143,13 @@ async def open_house(paths: Paths) -> AsyncIterator[House]:
     with _only_daemon(paths):
         store = Store(paths.database)
         fabric = FabricClient(paths.fabric_socket)
+        journal = Journal(paths.journal)
         engine = Engine(store)
         try:
-            await fabric.connect()
-            house = House(Rooms(paths, store, engine, fabric))
+            house = House(Rooms(paths, store, engine, fabric, journal))
             try:
+                await house.switches.ensure_all()  # first: the host's own network is on external ones
+                await fabric.connect()
                 await house.settle()
                 yield house
             finally:
@@ -145,6 +157,8 @@ async def open_house(paths: Paths) -> AsyncIterator[House]:
                 await house.power.let_go()
                 await house.switches.let_go()
                 house.exports.let_go()
+                await house.pools.life.let_go()
         finally:
             await fabric.close()
+            journal.close()
             store.close()

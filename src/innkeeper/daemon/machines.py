@@ -23,7 +23,9 @@ from innkeeper.compute.inputs import (
 )
 from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import Layout
+from innkeeper.daemon.ports import card_mtu
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.seeds import seed_of
 from innkeeper.daemon.switches import Switches
 from innkeeper.model.problems import Failed, NoSpace
 from innkeeper.model.resources import DiskLink, Firmware, Image, Nic, Switch, Vm, new_id
@@ -87,7 +89,7 @@ class Machines:
             nics=self._nic_inputs(nics, layout),
             ovmf_code=uefi,
             iso=iso,
-            seed=self._write_seed(pinned),
+            seed=self._write_seed(pinned, nics, wanted=layout.seed if layout else None),
             ports=layout.disks if layout else None,
             restoring=layout is not None,
         )
@@ -108,13 +110,13 @@ class Machines:
                 own = NIC_PORTS[nic.index] if nic.index < len(NIC_PORTS) else None
                 taken = list(ports.values())
                 ports[nic.id] = own if own and own not in taken else free_port(taken, NIC_PORTS, "nic")
-            mtu = self._rooms.store.get(Switch, nic.switch_id).mtu
+            mtu = card_mtu(self._rooms.store.get(Switch, nic.switch_id), nic)
             inputs.append(NicInput(nic.id, nic.mac, self._rooms.paths.tap(nic.number), ports[nic.id], mtu))
         return inputs
 
-    def _write_seed(self, vm: Vm) -> Path | None:
-        """The NoCloud ISO, made anew at every start from what the vm's document says; None without cloud-init."""
-        inputs = seed.seed_inputs(vm)
+    def _write_seed(self, vm: Vm, nics: Sequence[Nic], *, wanted: bool | None) -> Path | None:
+        """The NoCloud ISO, made anew at every start from what the documents say; ``wanted`` as for ``seed_of``."""
+        inputs = seed_of(vm, nics, {one.id: one for one in self._rooms.store.ls(Switch)}, wanted=wanted)
         if inputs is None:
             return None
         path = self.place(vm).state_dir / "seed.iso"
@@ -176,4 +178,5 @@ class Machines:
         for what_id in list(self._rooms.store.get(Vm, vm.id).status.attachments):
             await self.detach(vm, what_id)
         for nic in self.nics(vm):
+            await self._switches.guarding.unplug(nic)
             await self._switches.port_down(nic)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from innkeeper.compute import accelerator
@@ -18,7 +19,9 @@ from innkeeper.compute.inputs import Accelerator, check_room
 from innkeeper.compute.launcher import GuestPlace
 from innkeeper.compute.memory import MemoryImage
 from innkeeper.daemon.disks import Disks
+from innkeeper.daemon.link_state import link_down, link_up
 from innkeeper.daemon.machines import Machines
+from innkeeper.daemon.ports import card_mtu
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.strays import fence_strays
 from innkeeper.daemon.switches import Switches
@@ -160,6 +163,8 @@ class Power:
             self._status(vm.id, state=VmState.SAVED if still_saved else VmState.STOPPED, reason=str(failure), pid=None)
             raise
         self._hold(vm, guest, image is not None and memory is None)
+        if image is not None:
+            self._chore(link_up(guest, self._machines.nics(vm)))
 
     def _hold(self, vm: Vm, guest: Guest, from_saved: bool) -> None:
         self._guests[vm.id] = guest
@@ -356,6 +361,7 @@ class Power:
         else:
             self._guests[vm.id] = guest
             self._status(vm.id, state=guest.state, reason=guest.reason, agent=guest.agent.present)
+            self._chore(link_up(guest, self._machines.nics(vm)))
             log.info("vm %s adopted: process %s, %s", vm.name, identity.pid, guest.state)
 
     async def _adopt_later(self, vm: Vm, identity: ProcessIdentity) -> None:
@@ -446,7 +452,7 @@ class Power:
         if guest is None:
             return
         await self._switches.port_up(nic)
-        mtu = self._rooms.store.get(Switch, nic.switch_id).mtu
+        mtu = card_mtu(self._rooms.store.get(Switch, nic.switch_id), nic)
         await guest.attach_nic(nic.id, nic.mac, self._rooms.paths.tap(nic.number), mtu)
 
     async def unplug_nic(self, vm: Vm, nic: Nic) -> None:
@@ -454,7 +460,12 @@ class Power:
         guest = self._guests.get(vm.id)
         if guest is not None:
             await guest.detach_nic(nic.id)
+            await self._switches.guarding.unplug(nic)
             await self._switches.port_down(nic)
+
+    def link_down(self, vm: Vm, nic: Nic) -> AbstractAsyncContextManager[None]:
+        """The card has no link for the time of the block, if a guest has it."""
+        return link_down(self._guests.get(vm.id), nic.id)
 
     async def change_iso(self, vm: Vm, old_image_id: str | None) -> None:
         """Follow a change of the vm's ISO in a guest that runs."""

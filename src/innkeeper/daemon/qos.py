@@ -8,9 +8,10 @@ from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.qos import QosPolicy
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Problem
-from innkeeper.model.resources import Disk, Qos, Storage
+from innkeeper.model.resources import Disk, Pool, Qos, Storage
 
-_POLICY = ("max_iops", "min_iops", "max_bytes_per_s", "burst_s", "aggregated")
+_BOUNDS = ("max_iops", "min_iops", "max_bytes_per_s", "min_bytes_per_s")
+_POLICY = (*_BOUNDS, "burst_s", "aggregated")
 _NAMED = 5
 
 
@@ -28,6 +29,10 @@ class QosPolicies:
         """Give the fabric every policy as it is desired."""
         for qos in self._rooms.store.ls(Qos):
             await self._rooms.fabric.qos_set(qos.id, **_policy(qos))
+
+    async def tell(self, _pool: Pool) -> None:
+        """A pool has been opened: it gets the policies that all pools have."""
+        await self.settle()
 
     async def create(self, request: ask.QosCreate, *, dry_run: bool = False) -> Qos | views.Plan:
         """Raises ``Conflict`` (``qos.name_taken``), ``Invalid`` (``qos.policy``)."""
@@ -64,11 +69,7 @@ class QosPolicies:
         """Raises ``Conflict`` (``state.stale``), ``Invalid`` (``qos.policy``)."""
         qos = self._rooms.store.get(Qos, ref)
         wanted = request.model_dump(exclude_unset=True)
-        kept = {
-            name: value
-            for name, value in wanted.items()
-            if value is not None or name in ("max_iops", "min_iops", "max_bytes_per_s")
-        }
+        kept = {name: value for name, value in wanted.items() if value is not None or name in _BOUNDS}
         after = _policy(qos) | {name: value for name, value in kept.items() if name in _POLICY}
         QosPolicy.of(after)
         changed = self._rooms.change(qos, revision, **kept)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from innkeeper.daemon.journal import Journal
 from innkeeper.fabric.client import FabricClient
-from innkeeper.model.problems import Conflict
+from innkeeper.model.problems import Conflict, Problem
 from innkeeper.model.requests import BackupSet, ResourceSet
 from innkeeper.model.resources import Resource, Task
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
 from innkeeper.tasks.engine import ENDED, Engine
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
 
@@ -24,6 +29,7 @@ class Rooms:
     store: Store
     engine: Engine
     fabric: FabricClient
+    journal: Journal
 
     def check_name_free(self, kind: type[Resource], name: str) -> None:
         """Raises ``Conflict`` (``<kind>.name_taken``) when a resource of that kind has the name."""
@@ -42,6 +48,17 @@ class Rooms:
         if revision is not None:
             resource = resource.model_copy(update={"revision": revision})
         return self.store.update(resource.model_copy(update=fields))
+
+    def take_back(self, before: Resource, fields: Iterable[str]) -> None:
+        """Put ``fields`` of a stored resource back as they were in ``before``; what others changed meanwhile stays.
+
+        For a change that was refused, whose problem is being raised: one of its own is only logged.
+        """
+        try:
+            current = self.store.get(type(before), before.id)
+            self.change(current, None, **{name: getattr(before, name) for name in fields})
+        except Problem as refused:
+            log.warning("%s %s keeps a change that was refused: %s", before.kind, before.name, refused)
 
     def apply_set(self, resource: R, request: ResourceSet | BackupSet, revision: int | None) -> R:
         """Store ``resource`` with the name and the labels that the request sets."""

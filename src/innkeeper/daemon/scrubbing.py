@@ -11,6 +11,7 @@ from typing import Any
 
 from innkeeper.daemon.repositories import Repositories
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.fabric.client import FabricClient
 from innkeeper.model.problems import Corrupt, Problem
 from innkeeper.model.resources import Disk, Image, Repository
 from innkeeper.model.sizes import format_size
@@ -38,11 +39,14 @@ class Scrubbing:
             )
         )
 
+    def _in(self, run: Run) -> FabricClient:
+        return self._rooms.fabric.of(run.parameters.get("pool_id"))
+
     async def _read(self, run: Run) -> None:
         context = run.context
         after: int | None = context.setdefault("after", 0)
         while after is not None:
-            done = await self._rooms.fabric.scrub(after)
+            done = await self._in(run).scrub(after)
             after = done["next"]
             context["bytes"] = context.get("bytes", 0) + done["bytes"]
             context["after"] = after or context["after"]
@@ -52,13 +56,14 @@ class Scrubbing:
 
     async def _repair(self, run: Run) -> None:
         """Raises ``Corrupt`` (``pool.damaged``) for what stays damaged."""
-        damage = await self._rooms.fabric.damage_ls()
+        fabric = self._in(run)
+        damage = await fabric.damage_ls()
         repaired = 0
         for repository in self._rooms.store.ls(Repository):
             wanted = [each for each in damage if each["hash"]]
             if wanted:
-                repaired += await self._from(repository, wanted)
-                damage = await self._rooms.fabric.damage_ls()
+                repaired += await self._from(fabric, repository, wanted)
+                damage = await fabric.damage_ls()
         run.result.update(bytes=run.context.get("bytes", 0), repaired=repaired, damaged=len(damage))
         if damage:
             names = self._names()
@@ -69,7 +74,7 @@ class Scrubbing:
                 remedy="restore the disks named from a backup, remove the damaged ones, and look at the medium",
             )
 
-    async def _from(self, repository: Repository, damage: list[dict[str, Any]]) -> int:
+    async def _from(self, fabric: FabricClient, repository: Repository, damage: list[dict[str, Any]]) -> int:
         """Repair what a repository has; how many."""
         try:
             opened = await self._repositories.open(repository)
@@ -81,7 +86,7 @@ class Scrubbing:
         for each in damage:
             data = await asyncio.to_thread(_copy, opened, reader, bytes.fromhex(each["hash"]))
             if data is not None:
-                repaired += await self._rooms.fabric.repair(each["group"], each["slot"], data)
+                repaired += await fabric.repair(each["group"], each["slot"], data)
         return repaired
 
     def _names(self) -> dict[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
+from innkeeper.daemon.pools import DEFAULT_POOL
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.fabric.policy import Policy
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Problem
-from innkeeper.model.resources import Disk, Qos, Storage
+from innkeeper.model.resources import Disk, Pool, Qos, Storage
 from innkeeper.model.sizes import format_size
 
 DEFAULT_STORAGE = "default"
@@ -54,16 +55,27 @@ class Storages:
     async def settle(self) -> None:
         """Give the fabric every policy as it is desired; the default storage is made when the inn is founded."""
         storages = self._rooms.store.ls(Storage)
+        default_pool = self._rooms.store.get(Pool, DEFAULT_POOL)
         if not any(storage.name == DEFAULT_STORAGE for storage in storages):
             storages.append(self._rooms.store.create(Storage(name=DEFAULT_STORAGE)))
         for storage in storages:
+            if storage.pool_id is None:
+                self._rooms.change(storage, None, pool_id=default_pool.id)
+        closed = {each["id"] for each in await self._rooms.fabric.pool_ls() if each["problem"]}
+        for pool in self._rooms.store.ls(Pool):
+            if pool.id not in closed:
+                await self.tell(pool)
+
+    async def tell(self, pool: Pool) -> None:
+        """Give an open pool the policies of its storages."""
+        for storage in self._rooms.store.find(Storage, pool_id=pool.id):
             try:
                 await self._make(storage)
             except Conflict:  # it is there with another policy: a change was not carried out to its end
                 await self._rooms.fabric.storage_set(storage.id, **asdict(_policy(storage)))
 
     async def _make(self, storage: Storage) -> None:
-        await self._rooms.fabric.storage_create(storage.id, **asdict(_policy(storage)))
+        await self._rooms.fabric.of(str(storage.pool_id)).storage_create(storage.id, **asdict(_policy(storage)))
 
     def resolve(self, ref: str | None) -> Storage:
         """The storage meant by ``ref``; the default one when it is None."""
@@ -73,10 +85,12 @@ class Storages:
         """Raises ``Conflict`` (``storage.name_taken``), ``Invalid`` (``storage.level``, ``storage.quota``), ``NoSpace``
         (``pool.promised``)."""
         self._rooms.check_name_free(Storage, request.name)
-        policy = Policy().changed(**self._wanted(request.model_dump(exclude={"name", "labels"}, exclude_unset=True)))
+        own = {"name", "labels", "pool"}
+        policy = Policy().changed(**self._wanted(request.model_dump(exclude=own, exclude_unset=True)))
+        pool = self._rooms.store.get(Pool, request.pool or DEFAULT_POOL)
         if dry_run:
-            return views.Plan(summary=f"create storage {request.name}", steps=_steps(policy))
-        storage = Storage(name=request.name, labels=request.labels, **_fields(policy))
+            return views.Plan(summary=f"create storage {request.name}", steps=[f"in pool {pool.name}", *_steps(policy)])
+        storage = Storage(name=request.name, labels=request.labels, pool_id=pool.id, **_fields(policy))
         await self._make(storage)
         return self._rooms.store.create(storage)
 
@@ -85,7 +99,8 @@ class Storages:
 
     async def show(self, ref: str) -> views.StorageDetail:
         storage = self._rooms.store.get(Storage, ref)
-        (facts,) = [each for each in await self._rooms.fabric.storage_ls() if each["id"] == storage.id]
+        storages = await self._rooms.fabric.of(str(storage.pool_id)).storage_ls()
+        (facts,) = [each for each in storages if each["id"] == storage.id]
         own = {name: getattr(storage, name) for name in Storage.model_fields}
         figures = views.Figures(**await self._rooms.fabric.figures(storage_id=storage.id))
         return views.StorageDetail(**own, disks=facts["disks"], logical_bytes=facts["logical_bytes"], figures=figures)

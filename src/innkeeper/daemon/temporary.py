@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.model.problems import Unavailable
 from innkeeper.model.resources import new_id
+
+log = logging.getLogger(__name__)
 
 
 def _notes(rooms: Rooms) -> Path:
@@ -32,5 +36,9 @@ async def snapshot_of(rooms: Rooms, disk_id: str) -> AsyncIterator[str]:
 async def settle(rooms: Rooms) -> None:
     """Remove the snapshots of requests that a daemon died in."""
     for note in _notes(rooms).iterdir() if _notes(rooms).is_dir() else ():
-        await rooms.fabric.snapshot_rm(note.name)
-        note.unlink()
+        try:
+            await rooms.fabric.snapshot_rm(note.name)
+        except Unavailable as closed:  # its pool may be: the note stays for the next start
+            log.warning("snapshot %s of a request that was cut short stays: %s", note.name, closed)
+        else:
+            note.unlink()

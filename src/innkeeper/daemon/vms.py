@@ -12,10 +12,11 @@ from innkeeper.daemon.checkpoints import Checkpoints
 from innkeeper.daemon.disks import Disks
 from innkeeper.daemon.husks import drop_husks_of_vm
 from innkeeper.daemon.machines import check_memory
-from innkeeper.daemon.nics import Nics
+from innkeeper.daemon.nics import Nics, like
 from innkeeper.daemon.power import Power
 from innkeeper.daemon.quiesce import Quiescer
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.seeds import check_static
 from innkeeper.daemon.tpm import put_tpm_back, restore_tpm, tpm_at_rest
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Invalid, Refused
@@ -26,6 +27,7 @@ from innkeeper.model.resources import (
     Firmware,
     Image,
     Nic,
+    Switch,
     Task,
     Vm,
     VmSpec,
@@ -40,9 +42,8 @@ from innkeeper.tasks.engine import Run, Step, TaskKind
 
 def _check(vm: Vm) -> None:
     """Raises ``Invalid`` (``vm.secure_boot_needs_uefi``, ``vm.tpm_needs_uefi``, ``seed.*``) for what cannot start."""
-    spec, inputs = vm.spec, seed.seed_inputs(vm)
-    if inputs is not None:
-        seed.seed_files(inputs)
+    spec = vm.spec
+    seed.seed_files(seed.seed_inputs(vm))
     if spec.firmware != Firmware.UEFI and spec.secure_boot:
         raise Invalid("vm.secure_boot_needs_uefi", "secure boot needs UEFI firmware", remedy="create it with UEFI")
     if spec.firmware != Firmware.UEFI and spec.tpm:
@@ -135,6 +136,8 @@ class Vms:
         )
         vm = Vm(name=request.name, labels=request.labels, spec=spec, status=VmStatus(uid=self.free_uid()))
         _check(vm)
+        if any(wish.static for wish in request.nics):
+            check_static(vm)
         check_room(disks=len(links), nics=len(request.nics))
         if request.start:
             check_memory(vm)
@@ -245,7 +248,7 @@ class Vms:
         return Blueprint(
             vm=Vm(id=vm_id, name=name, labels=labels, spec=spec, status=VmStatus(uid=self.free_uid())),
             disks=plans,
-            nics=[ask.VmNic(switch=nic.switch_id, guards=nic.guards) for nic in nics],
+            nics=[like(nic, self._rooms.store.get(Switch, nic.switch_id)) for nic in nics],
             nvram_snapshot_id=snapshots[nvram_id] if nvram_id else None,
         )
 

@@ -14,12 +14,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from innkeeper.fabric.groups import Note
+from innkeeper.fabric.groups import LACKS_ORIGIN, Note
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import EMPTY_ROOT, HOLE, PAGE, Root
 from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
 from innkeeper.fabric.policy import DiskSettings, Policy
 from innkeeper.fabric.qos import QosPolicy
+from innkeeper.fabric.streams import Stream
 from innkeeper.model.problems import Conflict, NotFound
 
 T = TypeVar("T")
@@ -49,12 +50,21 @@ class Disk:
     lost: int = 0
     origin: str = ""
     settings: DiskSettings = field(default_factory=DiskSettings)
+    parent: str = ""
+    """The snapshot that its content was last taken to, or back to; "" for none."""
     credit_bytes: int = 0
     """What it may still write before it has to ask for more (``space``)."""
+    stream: Stream = field(default_factory=Stream)
 
     @property
     def undrained_bytes(self) -> int:
-        """What of its own writes waits in the log, overwritten ones left out."""
+        """What of its own writes is not drained, overwritten ones left out."""
+        number = self.number
+        return sum(layer.data_bytes for layer in self.open.view.layers if layer.number == number)
+
+    @property
+    def logged_bytes(self) -> int:
+        """What of that is in the log itself."""
         number = self.number
         return PAGE * sum(len(layer.pages) for layer in self.open.view.layers if layer.number == number)
 
@@ -71,6 +81,8 @@ class Snapshot:
     root: Root
     sequence: int
     created_at: float
+    parent: str = ""
+    """The snapshot of the same disk that it was taken after; "" for none."""
     frozen: Layer = field(init=False)
     """An empty layer over what the snapshot stands on: its ``view`` is the snapshot's view."""
 
@@ -90,6 +102,26 @@ class Attachment:
     epoch: int
 
 
+@dataclass(slots=True)
+class Move:
+    """A disk on its way from one pool to another, as each of the two knows it.
+
+    ``role`` ``arriving``: the disk here is being filled from the one in ``pool``, and is nobody's yet; it holds what
+    snapshot ``base`` holds, and some of what ``goal`` does. ``leaving``: ``pool`` decides whether the disk here is
+    still the one (see ``moving``).
+    """
+
+    disk_id: str
+    role: str
+    pool: str
+    base: str = ""
+    goal: str = ""
+
+
+ARRIVING = "arriving"
+LEAVING = "leaving"
+
+
 class Catalog:
     """See the module's docstring."""
 
@@ -105,8 +137,12 @@ class Catalog:
         self.attachments: dict[str, Attachment] = {}
         self.holds: dict[str, str] = {}
         self.qos: dict[str, QosPolicy] = {}
+        self.moves: dict[str, Move] = {}
+        """By disk."""
         self.counts: dict[int, int] = {HOLE: 0}
         """Data bytes below roots, by their entries."""
+        self._sealed: dict[int, list[Layer]] | None = None
+        """Sealed layers by disk number, as loaded; for recovery."""
         self.next_layer = 1
         self.next_disk = 1
 
@@ -142,6 +178,7 @@ class Catalog:
                 disk_row.lost,
                 disk_row.origin,
                 DiskSettings.from_json(disk_row.settings),
+                disk_row.parent,
             )
             self.add_disk(disk)
         for snap in meta.snapshots():
@@ -154,14 +191,31 @@ class Catalog:
                 Root(snap.root, snap.levels),
                 snap.sequence,
                 snap.created_at,
+                snap.parent,
             )
         for row in meta.rows("SELECT id, disk_id, snapshot_id, role, uid, epoch FROM attachments"):
             self.attachments[row[0]] = Attachment(*row)
         self.holds = dict(meta.rows("SELECT id, snapshot_id FROM holds"))
         self.qos = {row[0]: QosPolicy.from_json(row[1]) for row in meta.rows("SELECT id, policy FROM qos")}
+        self.moves = {row[0]: Move(*row) for row in meta.rows("SELECT disk_id, role, pool, base, goal FROM moves")}
         self.counts |= meta.counts()
-        self.next_layer = int(meta.get("next_layer", 1))
+        # a snapshot that meta refused has named its layer all the same, and a later commit has written that down
+        self.next_layer = max(int(meta.get("next_layer", 1)), *(number + 1 for number in by_id), 1)
         self.next_disk = int(meta.get("next_disk", 1))
+
+    def layer_of(self, number: int, sequence: int) -> Layer | None:
+        """The layer that a record of disk ``number`` in batch ``sequence`` of the log belongs to, before any is sealed
+        anew; None when nobody needs it."""
+        if self._sealed is None:
+            self._sealed = {}
+            for layer in self.layers:
+                if layer.seal_seq is not None:
+                    self._sealed.setdefault(layer.number, []).append(layer)
+        for layer in self._sealed.get(number, ()):
+            if layer.from_seq < sequence <= (layer.seal_seq or 0):
+                return layer
+        disk = self.by_number.get(number)
+        return disk.open if disk is not None and sequence > disk.open.from_seq else None
 
     def relink(self) -> None:
         """Compute every view anew; under the pool's lock."""
@@ -184,6 +238,11 @@ class Catalog:
 
     def attachment(self, attachment_id: str) -> Attachment:
         return _found(self.attachments, attachment_id, "attachment")
+
+    def arrives(self, disk_id: str | None) -> bool:
+        """Whether the disk here is being filled from another pool, and nobody's yet."""
+        move = self.moves.get(disk_id or "")
+        return move is not None and move.role == ARRIVING
 
     def add_disk(self, disk: Disk) -> None:
         self.disks[disk.id] = disk
@@ -286,6 +345,7 @@ class Catalog:
             disk.lost,
             disk.origin,
             disk.settings.to_json(),
+            disk.parent,
         )
 
     def snapshot_row(self, snapshot: Snapshot) -> SnapshotRow:
@@ -301,6 +361,7 @@ class Catalog:
             layer.id if layer is not None else 0,
             snapshot.sequence,
             snapshot.created_at,
+            snapshot.parent,
         )
 
     def layer_row(self, layer: Layer) -> LayerRow:
@@ -340,14 +401,28 @@ class Catalog:
         change.put_counts(self.counts)
 
     def notes(self, sequence: int) -> list[Note]:
-        """The roots of all disks and snapshots, for the groups' index frames."""
+        """The roots of all disks and snapshots, for the groups' index frames; ``sequence`` is the log's. Under the
+        pool's lock."""
         notes = []
         for disk in self.disks.values():
-            root = bottom(disk.open)
-            notes.append(Note.of(disk.id, disk.id, disk.number, disk.size_bytes, root, sequence))
+            if self.arrives(disk.id):
+                continue
+            lowest = _lowest_of(disk.open, disk.number)
+            root, belongs = bottom(disk.open), disk.id
+            if lowest.base is not None and disk.origin:
+                root, belongs = Root(root.entry, root.levels | LACKS_ORIGIN), disk.origin
+            drained = lowest is disk.open and lowest.base is None and lowest.first_seq is None
+            upto = sequence if drained else lowest.from_seq
+            notes.append(Note.of(disk.id, belongs, disk.number, disk.size_bytes, root, upto))
         for snapshot in self.snapshots.values():
-            root = bottom(snapshot.layer) if snapshot.layer is not None else snapshot.root
-            notes.append(Note.of(snapshot.id, snapshot.disk_id, 0, snapshot.size_bytes, root, snapshot.sequence))
+            if self.arrives(snapshot.disk_id):
+                continue
+            layer = snapshot.layer
+            if layer is None:
+                root, number, upto = snapshot.root, 0, snapshot.sequence
+            else:
+                root, number, upto = bottom(layer), layer.number, _lowest_of(layer, layer.number).from_seq
+            notes.append(Note.of(snapshot.id, snapshot.disk_id, number, snapshot.size_bytes, root, upto))
         return notes
 
     def roots(self) -> list[Root]:
@@ -355,6 +430,13 @@ class Catalog:
         roots = [layer.root for layer in self.layers if layer.base is None]
         roots += [snapshot.root for snapshot in self.snapshots.values() if snapshot.layer is None]
         return roots
+
+
+def _lowest_of(layer: Layer, number: int) -> Layer:
+    """The lowest layer of that disk in the chain."""
+    while layer.base is not None and layer.base.number == number:
+        layer = layer.base
+    return layer
 
 
 def bottom(layer: Layer) -> Root:

@@ -41,7 +41,7 @@ class PoolCheck(PoolTiers):
 
         ``{"blocks": [[block, kind, hash, location], ...], "next": block or None}``; kind ``hole``, ``data`` (read it
         through an attachment) or ``extent`` with its BLAKE3 hash (hex) and ``[group path, offset, stored bytes,
-        codec]``.
+        codec]``, None for one in an object store.
         """
         for _ in range(4):
             with self.catalog.admin:
@@ -73,17 +73,17 @@ class PoolCheck(PoolTiers):
             rows = dict(self.store.rows)
             for number in sorted(rows):
                 try:
-                    file = self.io.files.open(self.store.path(number))
+                    file = self.store.open(rows[number])
                     check_header(file.pread(PAGE, 0), self.pool_id, number, rows[number].generation, file.path)
-                    self.store.forget(number)
-                    table = self.store.table(number)
+                    row = rows[number]
+                    table = SlotTable.load(file, number, row.generation, row.last_frame)
+                    assert table is not None
+                    for slot in range(table.slots):
+                        stored = _check_item(table, slot, problems, hashes)
+                        items += stored > 0
+                        size += stored
                 except (Problem, OSError) as broken:
                     problems.append(str(broken))
-                    continue
-                for slot in range(table.slots):
-                    stored = _check_item(table, slot, problems, hashes)
-                    items += stored > 0
-                    size += stored
             map_pages = self._check_maps(problems)
             if repair and self._fingerprints is not None and not self.read_only:
                 self._fingerprints.clear()

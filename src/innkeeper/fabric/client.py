@@ -49,7 +49,7 @@ class FabricClient:
         if self._receiver is not None:
             self._receiver.cancel()
             await asyncio.gather(self._receiver, return_exceptions=True)
-        self._lose()
+        self._lose(self._writer)
 
     async def _connected(self, deadline: float) -> asyncio.StreamWriter:
         pause_s = _PAUSE_S
@@ -64,7 +64,7 @@ class FabricClient:
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                     continue
                 self._writer = writer
-                self._receiver = asyncio.create_task(self._receive(reader))
+                self._receiver = asyncio.create_task(self._receive(reader, writer))
             return self._writer
 
     def _unreachable(self, cause: str) -> Unavailable:
@@ -72,7 +72,7 @@ class FabricClient:
             "fabric.unreachable", "the fabric does not answer", cause=cause, remedy="see 'inn logs', then run 'inn up'"
         )
 
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
                 answer = json.loads(line)
@@ -82,12 +82,14 @@ class FabricClient:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a broken line is a lost connection: what waits is asked again
         finally:
-            self._lose()
+            self._lose(writer)
 
-    def _lose(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def _lose(self, writer: asyncio.StreamWriter | None) -> None:
+        """Give that connection up; nothing to do when another has taken its place."""
+        if writer is None or self._writer is not writer:
+            return
+        writer.close()
+        self._writer = None
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
             if not waiter.done():
@@ -106,6 +108,10 @@ class FabricClient:
                 await writer.drain()
                 answer = await waiter
             except OSError as lost:
+                # The receiver may not have seen it yet, and would not as long as this goes on without waiting.
+                self._lose(writer)
+                if waiter.done() and not waiter.cancelled():
+                    waiter.exception()  # sending failed before the answer was waited for: it is seen here
                 if loop.time() > deadline:
                     raise self._unreachable(str(lost)) from lost
                 continue
@@ -119,7 +125,29 @@ class FabricClient:
     def _problem(members: dict[str, Any]) -> Problem:
         return from_dict(members)
 
-    # --- pool ---
+    def of(self, pool_id: str | None) -> FabricClient:
+        """The same fabric, with every operation in that pool: ``client.of(pool_id).disk_ls()``; None: as without."""
+        return _InPool(self, pool_id)
+
+    # --- pools ---
+
+    async def pool_ls(self) -> list[dict[str, Any]]:
+        """Every pool, with the problem of one that is closed."""
+        return list(await self._call("pool_ls"))
+
+    async def pool_create(self, pool_id: str, path: str) -> dict[str, Any]:
+        """Found a pool in an empty directory."""
+        return dict(await self._call("pool_create", pool_id=pool_id, path=path))
+
+    async def pool_open(self, pool_id: str) -> dict[str, Any]:
+        """Open a pool that is closed, now that what kept it closed is gone."""
+        return dict(await self._call("pool_open", pool_id=pool_id))
+
+    async def pool_rm(self, pool_id: str) -> None:
+        """Give up a pool that holds nothing, or one that is closed."""
+        await self._call("pool_rm", pool_id=pool_id)
+
+    # --- one pool: the default one, or that of ``of`` ---
 
     async def ping(self) -> str:
         return str(await self._call("ping"))
@@ -171,9 +199,10 @@ class FabricClient:
         """Bound the content cache; None: the fabric's own choice."""
         return dict(await self._call("cache_resize", limit_bytes=limit_bytes))
 
-    async def device_add(self, device_id: str, path: str, tier: str) -> dict[str, Any]:
-        """Take a directory into the pool, or call its draining off."""
-        return dict(await self._call("device_add", device_id=device_id, path=path, tier=tier))
+    async def device_add(self, device_id: str, path: str, tier: str, **store: Any) -> dict[str, Any]:
+        """Take a directory or an object store (``endpoint``, ``region``, ``credentials``) into the pool, or call its
+        draining off."""
+        return dict(await self._call("device_add", device_id=device_id, path=path, tier=tier, **store))
 
     async def device_rm(self, device_id: str) -> None:
         """Begin to drain a device; it is gone from ``device_ls`` when that is done."""
@@ -259,6 +288,28 @@ class FabricClient:
     async def disk_revert(self, disk_id: str, snapshot_id: str) -> dict[str, Any]:
         return dict(await self._call("disk_revert", disk_id=disk_id, snapshot_id=snapshot_id))
 
+    # --- moving a disk to another pool: begin, step until ready, switch; see ``fabric.moving`` ---
+
+    async def disk_move_begin(self, disk_id: str, storage_id: str) -> dict[str, Any]:
+        """Begin to move a disk to the pool of that storage; ``state`` is ``moved`` where it is there."""
+        return dict(await self._call("disk_move_begin", disk_id=disk_id, storage_id=storage_id))
+
+    async def disk_move_step(self, disk_id: str) -> dict[str, Any]:
+        """Copy some more; ``state`` is ``ready`` where little is left."""
+        return dict(await self._call("disk_move_step", disk_id=disk_id))
+
+    async def disk_move_switch(self, disk_id: str) -> dict[str, Any]:
+        """Let the disk be in its new pool from now on; its clients are held back for a moment."""
+        return dict(await self._call("disk_move_switch", disk_id=disk_id))
+
+    async def disk_move_cancel(self, disk_id: str) -> None:
+        """Leave the disk where it is; one that has been moved stays moved."""
+        await self._call("disk_move_cancel", disk_id=disk_id)
+
+    async def move_ls(self) -> list[dict[str, Any]]:
+        """The moves that have begun and not ended."""
+        return list(await self._call("move_ls"))
+
     # --- snapshots ---
 
     async def snapshot_create(self, snapshots: dict[str, str]) -> list[dict[str, Any]]:
@@ -273,6 +324,10 @@ class FabricClient:
 
     async def snapshot_rm(self, snapshot_id: str) -> None:
         await self._call("snapshot_rm", snapshot_id=snapshot_id)
+
+    async def snapshot_sizes(self, disk_id: str) -> list[dict[str, Any]]:
+        """What each snapshot of the disk changed, and what would be free without it."""
+        return list(await self._call("snapshot_sizes", disk_id=disk_id))
 
     async def changed_blocks(
         self, snapshot_id: str, base_snapshot_id: str | None = None, start_block: int = 0, limit: int = 65536
@@ -321,3 +376,15 @@ class FabricClient:
 
     async def release(self, hold_id: str) -> None:
         await self._call("release", hold_id=hold_id)
+
+
+class _InPool(FabricClient):
+    """What ``FabricClient.of`` gives; it has no connection of its own."""
+
+    def __init__(self, whole: FabricClient, pool_id: str | None) -> None:
+        super().__init__(whole._path)
+        self._whole = whole
+        self._pool_id = pool_id
+
+    async def _call(self, op: str, **arguments: Any) -> Any:
+        return await self._whole._call(op, pool=self._pool_id, **arguments)

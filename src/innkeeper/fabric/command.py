@@ -17,10 +17,12 @@ from typing import Any
 import click
 import uvloop
 
+from innkeeper.fabric.examine import examine
 from innkeeper.fabric.keeper import listen
 from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.pool import Pool
-from innkeeper.fabric.rebuild import rebuild_if_lost
+from innkeeper.fabric.pools import Pools
+from innkeeper.fabric.report import report_text
 from innkeeper.fabric.service import serve as serve_pool, serve_export
 from innkeeper.model.problems import Conflict, Invalid, NotFound
 from innkeeper.model.resources import new_id
@@ -103,20 +105,27 @@ def show(path: Path) -> None:
 def serve(path: Path, nbd: Path, control: Path) -> None:
     """Serve a pool until interrupted: its attachments over NBD, its operations as JSON lines."""
     with _opened(path, background=True) as pool, _listening(nbd) as listener:
-        uvloop.run(serve_pool(pool, listener, control))
+        uvloop.run(serve_pool(Pools(pool), listener, control))
 
 
 @fabric.command()
 @click.argument("path", type=PATH)
-@click.option("--repair", is_flag=True, help="Rebuild what can be rebuilt.")
-def check(path: Path, repair: bool) -> None:
-    """Verify every checksum of a pool; exit status 1 when something is damaged."""
-    if repair:
-        rebuild_if_lost(Io(), str(path))
-    with _opened(path) as pool:
-        found = pool.check(repair=repair)
-    _print(found)
-    if found["problems"]:
+@click.option("--repair", is_flag=True, help="Do what it says it would do.")
+@click.option("--device", "devices", type=PATH, multiple=True, help="A directory of the pool that nothing remembers.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check(path: Path, repair: bool, devices: tuple[Path, ...], output: str) -> None:
+    """Verify all of a pool; tell what is damaged of each disk, and what --repair makes of it, before anything is done.
+
+    What a repair replaces is kept beside it as NAME.broken-<n>. Exit status 1 when something is damaged.
+    """
+    if not path.is_dir():
+        raise NotFound("pool.absent", f"there is no pool at {path}", remedy="make one: inn fabric init PATH")
+    report = examine(Io(), str(path.absolute()), repair=repair, devices=[str(each.absolute()) for each in devices])
+    if output == "json":
+        _print(report.facts())
+    else:
+        click.echo(report_text(report))
+    if report.problems or not (report.sound or repair):
         sys.exit(1)
 
 
@@ -218,7 +227,7 @@ def disk_export(path: Path, subject: str, nbd: Path, writable: bool) -> None:
         )
         click.echo(f"nbd+unix:///{attached['export']}?socket={nbd.absolute()}")
         try:
-            uvloop.run(serve_export(pool, listener))
+            uvloop.run(serve_export(Pools(pool), listener))
         finally:
             pool.detach(attached["export"])
 

@@ -6,10 +6,10 @@ Raises throughout: ``NotFound``, ``Conflict``, ``Invalid``, and what ``Meta.tran
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from innkeeper.fabric.catalog import READER, WRITER, Attachment, Disk, Snapshot
+from innkeeper.fabric.catalog import READER, WRITER, Attachment, Disk, Move, Snapshot
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import MAX_DISK_BYTES, PAGE, SECTOR, Root, crc32c
 from innkeeper.fabric.logformat import DATA, RESIZE, SNAP, Record
@@ -17,7 +17,15 @@ from innkeeper.fabric.oplog import Staged
 from innkeeper.fabric.policies import PoolPolicies, check_id
 from innkeeper.fabric.policy import DiskSettings
 from innkeeper.fabric.volume import Volume
-from innkeeper.model.problems import Conflict, Failed, Invalid
+from innkeeper.model.problems import Conflict, Corrupt, Failed, Invalid
+
+
+class Seal(NamedTuple):
+    """The instant of a snapshot: its sequence in the log, its time, and the layer with each disk's newest writes."""
+
+    sequence: int
+    at: float
+    tops: dict[str, Layer | None]
 
 
 class PoolControl(PoolPolicies):
@@ -69,7 +77,14 @@ class PoolControl(PoolPolicies):
             )
 
     def _add_disk(
-        self, disk_id: str, storage_id: str, size_bytes: int, layer: Layer | None, root: Root, origin: str
+        self,
+        disk_id: str,
+        storage_id: str,
+        size_bytes: int,
+        layer: Layer | None,
+        root: Root,
+        origin: str,
+        move: Move | None = None,
     ) -> dict[str, Any]:
         self._check_writable()
         number = self.catalog.next_disk
@@ -81,6 +96,9 @@ class PoolControl(PoolPolicies):
             change.put("next_disk", number + 1)
             self.catalog.write_all(change)
             change.put_disk(self.catalog.disk_row(disk))
+            if move is not None:
+                change.put_move(disk_id, move.role, move.pool, move.base, move.goal)
+                self.catalog.moves[disk_id] = move
         self.catalog.next_disk = number + 1
         self.catalog.add_disk(disk)
         return self._disk_facts(disk)
@@ -138,14 +156,15 @@ class PoolControl(PoolPolicies):
             self._check_writable()
             with self.lock:
                 sequence = self.append_pending()
-            before = disk.open, disk.size_bytes, disk.size_seq, disk.storage_id
+            before = disk.open, disk.size_bytes, disk.size_seq, disk.parent
             disk.open = Layer(disk.number, sequence, snapshot.layer, snapshot.root)
             disk.size_bytes, disk.size_seq = snapshot.size_bytes, sequence
+            disk.parent = snapshot_id if snapshot.disk_id == disk_id else ""
             try:
                 with self.catalog.meta.transaction() as change:
                     self.catalog.write_all(change)
             except BaseException:
-                disk.open, disk.size_bytes, disk.size_seq, disk.storage_id = before
+                disk.open, disk.size_bytes, disk.size_seq, disk.parent = before
                 raise
             self.catalog.layers[disk.open] = None
             self._collect()
@@ -176,44 +195,69 @@ class PoolControl(PoolPolicies):
         """Snapshot disks in one instant: ``{snapshot_id: disk_id}``. Costs the same for any size."""
         catalog = self.catalog
         with catalog.admin:
-            disks = {}
-            for snapshot_id, disk_id in snapshots.items():
-                check_id("snapshot", snapshot_id)
-                known = catalog.snapshots.get(snapshot_id)
-                if known is not None and known.disk_id != disk_id:
-                    raise Conflict("snapshot.exists", f"snapshot {snapshot_id} exists, of disk {known.disk_id}")
-                if known is None:
-                    disks[snapshot_id] = catalog.disk(disk_id)
-            if disks and len(disks) < len(snapshots):
-                raise Conflict(
-                    "snapshot.exists",
-                    "some of the snapshots exist",
-                    remedy="snapshots of one instant are made in one call",
-                )
+            disks = self.snapshot_check(snapshots)
             if disks:
-                self._check_writable()
-                self._snapshot(disks)
+                with self.lock:
+                    seal = self.snapshot_seal(disks)
+                self.snapshot_keep(disks, seal)
             return [self._snapshot_facts(catalog.snapshots[snapshot_id]) for snapshot_id in snapshots]
 
-    def _snapshot(self, disks: dict[str, Disk]) -> None:
+    def snapshot_check(self, snapshots: dict[str, str]) -> dict[str, Disk]:
+        """The disks that are to be snapshot, by the snapshots' ids; none where all is done. Under ``admin``.
+
+        Raises ``Conflict`` (``snapshot.exists``).
+        """
         catalog = self.catalog
-        now = self.io.clock.now()
-        with self.lock:
-            records = [Record(disk.number, disk.epoch, SNAP, 0, 1, snapshot=UUID(each)) for each, disk in disks.items()]
-            self.append_pending()
-            sequence = self.log.append([Staged(record) for record in records])
-            tops = {}
-            for disk in disks.values():
-                if disk.id not in tops:
-                    tops[disk.id] = catalog.seal(disk, sequence)
-        self.sync_blocking(sequence)
+        disks = {}
+        for snapshot_id, disk_id in snapshots.items():
+            check_id("snapshot", snapshot_id)
+            known = catalog.snapshots.get(snapshot_id)
+            if known is not None and known.disk_id != disk_id:
+                raise Conflict("snapshot.exists", f"snapshot {snapshot_id} exists, of disk {known.disk_id}")
+            if known is None:
+                disks[snapshot_id] = catalog.disk(disk_id)
+        if disks and len(disks) < len(snapshots):
+            raise Conflict(
+                "snapshot.exists",
+                "some of the snapshots exist",
+                remedy="snapshots of one instant are made in one call",
+            )
+        if disks:
+            self._check_writable()
+        return disks
+
+    def snapshot_seal(self, disks: dict[str, Disk]) -> Seal:
+        """The instant: append the records and seal the disks' layers. Under ``admin`` and ``lock``."""
+        records = [Record(disk.number, disk.epoch, SNAP, 0, 1, snapshot=UUID(each)) for each, disk in disks.items()]
+        self.append_pending()
+        sequence = self.log.append([Staged(record) for record in records])
+        tops: dict[str, Layer | None] = {}
+        for disk in disks.values():
+            if disk.id not in tops:
+                tops[disk.id] = self.catalog.seal(disk, sequence)
+        return Seal(sequence, self.io.clock.now(), tops)
+
+    def snapshot_keep(self, disks: dict[str, Disk], seal: Seal) -> None:
+        """Make what was sealed durable; under ``admin``."""
+        catalog = self.catalog
+        self.sync_blocking(seal.sequence)
+        parents = [(disk, disk.parent) for disk in disks.values()]
         for snapshot_id, disk in disks.items():
-            layer = tops[disk.id]
+            layer = seal.tops[disk.id]
             if layer is not None:
                 catalog.name_layer(layer)
             catalog.snapshots[snapshot_id] = Snapshot(
-                snapshot_id, disk.id, disk.storage_id, disk.size_bytes, layer, disk.open.view.root, sequence, now
+                snapshot_id,
+                disk.id,
+                disk.storage_id,
+                disk.size_bytes,
+                layer,
+                disk.open.view.root,
+                seal.sequence,
+                seal.at,
+                disk.parent,
             )
+            disk.parent = snapshot_id
         try:
             with catalog.meta.transaction() as change:
                 change.put("next_layer", catalog.next_layer)
@@ -221,6 +265,8 @@ class PoolControl(PoolPolicies):
         except BaseException:
             for snapshot_id in disks:
                 del catalog.snapshots[snapshot_id]
+            for disk, parent in parents:
+                disk.parent = parent
             raise
 
     def snapshot_ls(self, disk_id: str | None = None) -> list[dict[str, Any]]:
@@ -236,15 +282,26 @@ class PoolControl(PoolPolicies):
             return self._snapshot_facts(self.catalog.snapshot(snapshot_id))
 
     def snapshot_rm(self, snapshot_id: str) -> None:
-        """Remove a snapshot that is neither attached nor held; one that is not there is no error."""
-        with self.catalog.admin:
-            if snapshot_id not in self.catalog.snapshots:
+        """Remove a snapshot that is neither attached nor held; one that is not there is no error.
+
+        What was taken after it comes after the one before it.
+        """
+        catalog = self.catalog
+        with catalog.admin:
+            snapshot = catalog.snapshots.get(snapshot_id)
+            if snapshot is None:
                 return
-            self.catalog.refuse_in_use("snapshot", snapshot_id=snapshot_id)
+            catalog.refuse_in_use("snapshot", snapshot_id=snapshot_id)
             self._check_writable()
-            with self.catalog.meta.transaction() as change:
+            with catalog.meta.transaction() as change:
                 change.run("DELETE FROM snapshots WHERE id=?", (snapshot_id,))
-            del self.catalog.snapshots[snapshot_id]
+                for table in ("snapshots", "disks"):
+                    change.run(f"UPDATE {table} SET parent=? WHERE parent=?", (snapshot.parent, snapshot_id))
+            del catalog.snapshots[snapshot_id]
+            children: list[Disk | Snapshot] = [*catalog.snapshots.values(), *catalog.disks.values()]
+            for child in children:
+                if child.parent == snapshot_id:
+                    child.parent = snapshot.parent
             self._collect()
 
     # -- attachments and holds -------------------------------------------------------------------------------------
@@ -325,6 +382,13 @@ class PoolControl(PoolPolicies):
         """The attachment opened for I/O; O(1), for the event loop. Raises ``NotFound``, ``Corrupt``
         (``disk.damaged``)."""
         attachment = self.catalog.attachment(attachment_id)
+        if self.read_only:  # what it would give out might be older than what was flushed
+            raise Corrupt(
+                "pool.damaged",
+                f"the pool in {self.path} is damaged: nothing is read from it before it is repaired",
+                cause=self.read_only,
+                remedy="run 'inn fabric check': it tells what can be repaired and what is lost",
+            )
         if attachment.disk_id is not None:
             return Volume(self, attachment, self.catalog.disk(attachment.disk_id), None)
         return Volume(self, attachment, None, self.catalog.snapshot(str(attachment.snapshot_id)))
@@ -359,6 +423,8 @@ class PoolControl(PoolPolicies):
             "size_bytes": snapshot.size_bytes,
             "sequence": snapshot.sequence,
             "created_at": snapshot.created_at,
+            "parent_id": snapshot.parent or None,
+            "pool_id": str(self.pool_id),
             "drained": snapshot.layer is None,
             "holds": [hold for hold, held in self.catalog.holds.items() if held == snapshot.id],
         }

@@ -1,8 +1,9 @@
-"""The control socket: the pool's operations for root, as newline-delimited JSON (see ``client``)."""
+"""The control socket: the pools' operations for root, as newline-delimited JSON (see ``client``)."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -12,14 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from innkeeper.fabric.moving import Moves, settle_moves
 from innkeeper.fabric.nbd.server import NbdServer, peer_uid
-from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.pools import Pools
+from innkeeper.fabric.routing import call
 from innkeeper.model.problems import Failed, Invalid, Problem
+from innkeeper.system.priority import level
 
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 16 << 20
 _WORKERS = 4
+MOVES = {"disk_move_begin": "begin", "disk_move_step": "step", "disk_move_cancel": "cancel"}
+"""Operations of ``Moves``."""
+POOLS_OPERATIONS = frozenset(("pool_ls", "pool_create", "pool_open", "pool_rm"))
 OPERATIONS = frozenset(
     (
         *("ping", "pool_show", "figures", "places", "hot", "cache_resize", "drain", "sweep", "tier", "check"),
@@ -27,22 +34,31 @@ OPERATIONS = frozenset(
         *("storage_create", "storage_set", "storage_ls", "storage_rm"),
         *("device_add", "device_rm", "device_ls"),
         *("disk_create", "disk_show", "disk_ls", "disk_resize", "disk_rm", "disk_clone", "disk_revert"),
-        *("disk_set", "qos_set", "qos_ls", "qos_rm"),
-        *("snapshot_create", "snapshot_ls", "snapshot_show", "snapshot_rm", "changed_blocks"),
+        *("disk_set", "move_ls", "qos_set", "qos_ls", "qos_rm"),
+        *("snapshot_create", "snapshot_ls", "snapshot_show", "snapshot_rm", "snapshot_sizes", "changed_blocks"),
         *("attach", "detach", "attachment_ls", "hold", "release"),
     )
 )
 
 
-class ControlSocket:
-    """Serves ``pool`` at ``path`` to root and to the uid that the fabric runs under."""
+def _let_files_go() -> None:
+    """Close what nothing refers to any more, so that the file system of a pool that was given up can be unmounted; a
+    pool that was open from the start is among what the service has frozen."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
-    def __init__(self, pool: Pool, nbd: NbdServer, path: Path, shut_down: Callable[[], None]) -> None:
-        self._pool = pool
+
+class ControlSocket:
+    """Serves ``pools`` at ``path`` to root and to the uid that the fabric runs under."""
+
+    def __init__(self, pools: Pools, nbd: NbdServer, path: Path, shut_down: Callable[[], None]) -> None:
+        self._pools = pools
         self._nbd = nbd
+        self._moves = Moves(pools)
         self._path = path
         self._shut_down = shut_down
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="control")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="control", initializer=level)
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[Any]] = set()
 
@@ -110,12 +126,38 @@ class ControlSocket:
             self._nbd.drop(str(arguments["attachment_id"]))
             return None
         if operation == "metrics":
-            pool = await asyncio.get_running_loop().run_in_executor(self._workers, self._pool.metrics)
-            return {**pool, **self._nbd.facts()}
+            return {
+                "pools": await self._run(lambda: [pool.metrics() for pool in self._pools.all()]),
+                **self._nbd.facts(),
+            }
+        if operation in POOLS_OPERATIONS:
+            done = await self._run(lambda: getattr(self._pools, operation)(**arguments))
+            if operation == "pool_rm":
+                await self._run(_let_files_go)
+            if operation == "pool_open":
+                await self._run(lambda: settle_moves(self._pools))
+            return done
+        if operation == "disk_move_switch":
+            return await self._switch(**arguments)
+        if operation in MOVES:
+            return await self._run(lambda: getattr(self._moves, MOVES[operation])(**arguments))
         if operation not in OPERATIONS:
             raise Invalid("control.operation", f"there is no operation {operation!r}")
-        work = getattr(self._pool, operation)
-        result = await asyncio.get_running_loop().run_in_executor(self._workers, lambda: work(**arguments))
+        result = await self._run(lambda: call(self._pools, operation, arguments))
         if operation == "detach":
             self._nbd.drop(str(arguments["attachment_id"]))
         return result
+
+    async def _switch(self, disk_id: str) -> Any:
+        """Switch a disk to its new pool while its connections are held back."""
+        attached = [
+            each.id
+            for pool in self._pools.all()
+            for each in list(pool.catalog.attachments.values())
+            if each.disk_id == disk_id
+        ]
+        async with self._nbd.held_back(attached):
+            return await self._run(lambda: self._moves.switch(disk_id))
+
+    async def _run(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)

@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from innkeeper.fabric.groups import UNFINISHED, group_path
 from innkeeper.fabric.marks import Marks, Slots, present
 from innkeeper.fabric.meta import GroupRow
 from innkeeper.fabric.meters import Histogram
 from innkeeper.fabric.policy import Policy
-from innkeeper.fabric.rewrite import write_generation
 from innkeeper.fabric.scrub import PoolScrub
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.store import LIVE
@@ -165,17 +163,18 @@ class PoolCurator(PoolScrub):
             roots: dict[str, list[Any]] = {"": [], "fast": [], "slow": []}
             for disk in self.catalog.disks.values():
                 roots[self.catalog.tier_of(disk)].append(disk.open.view.root)
-            bound = any(row.tier for row in self.store.rows.values())
+            bound = any(row.tier for row in list(self.store.rows.values()))
         if not roots["fast"] and not roots["slow"] and not bound:
             return
         reached = {tier: set(Marks.of_roots(self.store, of).live) for tier, of in roots.items()}
         changed = []
-        for number, row in self.store.rows.items():
+        busy = self.busy_groups
+        for number, row in list(self.store.rows.items()):
             if number in reached["fast"]:
                 tier = "fast"
             else:
                 tier = "slow" if number in reached["slow"] and number not in reached[""] else ""
-            if tier != row.tier and number not in self.writers.numbers:
+            if tier != row.tier and number not in busy:
                 changed.append(replace(row, tier=tier, state=LIVE))
         if changed:
             with self.catalog.admin, self.catalog.meta.transaction() as change:
@@ -221,8 +220,9 @@ class PoolCurator(PoolScrub):
         }
         self._policies = {}
         work = {}
-        for number, row in self.store.rows.items():
-            if number in self.writers.numbers:
+        busy = self.busy_groups
+        for number, row in list(self.store.rows.items()):
+            if number in busy:
                 continue
             wanted: dict[str, Slots] = {}
             for storage_id, reached in marks.items():
@@ -252,7 +252,6 @@ class PoolCurator(PoolScrub):
             return 0.0
         began = self.io.clock.monotonic()
         device = self.devices.all[row.device]
-        path = group_path(device.groups, number, row.generation + 1)
         try:
             table = self.store.table(number)
             policies = {
@@ -260,14 +259,12 @@ class PoolCurator(PoolScrub):
                 for code, mask in wanted.items()
                 for slot in np.flatnonzero(mask[: table.slots]).tolist()
             }
-            unfinished = path + UNFINISHED
-            fresh = write_generation(
-                self.io.files, unfinished, self.pool_id, row, table, present(table), policies=policies
-            )
-            self._take(row, replace(fresh, coding=",".join(sorted(wanted))), unfinished, path)
+            draft, fresh = self.written(row, table, present(table), device, policies=policies)
+            if self.take(row, replace(fresh, coding=",".join(sorted(wanted))), draft):
+                self.meters.groups_recoded += 1
+                self.meters.recoded_bytes += row.size_bytes
+                self.meters.recode_s.add(self.io.clock.monotonic() - began)
         except OSError as refused:
-            with suppress(OSError):
-                self.io.files.unlink(path + UNFINISHED)
             if refused.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace(
                     "device.full", f"{device.path} is full", cause=str(refused), remedy="free space"
@@ -276,20 +273,6 @@ class PoolCurator(PoolScrub):
                 "curator.failed", f"group {number} cannot be packed anew", cause=str(refused), remedy="look at its disk"
             ) from refused
         return self.rest_after(self.io.clock.monotonic() - began)
-
-    def _take(self, row: GroupRow, fresh: GroupRow, unfinished: str, path: str) -> None:
-        """Let what was packed anew take its place, unless the group has changed or is held."""
-        with self.maintenance:
-            if self.store.rows.get(row.number) is not row or row.number in self._held_groups():
-                self.io.files.unlink(unfinished)
-                return
-            state = row.state
-            self.io.files.rename(unfinished, path)
-            self.swap_in(fresh)
-            self.store.rows[row.number].state = state
-        self.meters.groups_recoded += 1
-        self.meters.recoded_bytes += row.size_bytes
-        self.on_room()
 
 
 def _claim(wanted: dict[str, Slots], coding: str, mask: Slots) -> None:

@@ -31,6 +31,8 @@ from innkeeper.fabric.store import GroupStore
 
 Words = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
+LeafPair = tuple[int, int, int]
+"""Leaf, its map entry, the base's."""
 _ZEROS: Words = np.zeros(FANOUT, dtype=np.uint64)
 _KIND_SHIFT = np.uint64(60)
 _SLOT_MASK = np.uint64(0x3FFFF)
@@ -43,13 +45,9 @@ def changed(store: GroupStore, view: View, base: View, start: int, limit: int) -
     Each is ``[block, kind, hash, location]``; see ``Pool.changed_blocks``. Without layers and with ``EMPTY_VIEW`` as
     base: every block that is no hole. Raises ``Corrupt``, ``OSError``.
     """
-    layers = [layer for layer in (*view.layers, *base.layers) if (layer in view.layers) != (layer in base.layers)]
     alone = base is EMPTY_VIEW
     result: list[list[Any]] = []
-    for leaf in sorted(_leaves(store, view.root, base.root, layers, start // FANOUT)):
-        mask = _root_mask(store, view.root, base.root, leaf)
-        for layer in layers:
-            _touched(layer, leaf, mask)
+    for leaf, mask in changed_masks(store, view, base, start // FANOUT):
         for within in np.flatnonzero(mask).tolist():
             block = leaf * FANOUT + within
             if block < start:
@@ -62,13 +60,71 @@ def changed(store: GroupStore, view: View, base: View, start: int, limit: int) -
     return result, None
 
 
-def _leaves(store: GroupStore, root: Root, base: Root, layers: list[Layer], first: int) -> set[int]:
-    leaves = {leaf for leaf, _, _ in leaf_pairs(store, root, base) if leaf >= first}
+def changed_sets(store: GroupStore, view: View, base: View) -> tuple[set[int], set[int]]:
+    """(all blocks in which ``view`` may differ from ``base``, those of them in which ``view`` has data).
+
+    What waits zeroed in a layer over data that is mapped counts as data. Raises ``Corrupt``, ``OSError``.
+    """
+    everything: set[int] = set()
+    data: set[int] = set()
+    filled = [_blocks(layer, filled=True) for layer in view.layers]
+    for leaf, mask in changed_masks(store, view, base):
+        held = _leaf_arrays(store, leaf_entry(store, view.root, leaf))[0] != HOLE
+        for blocks in filled:
+            held[_within(blocks, leaf)] = True
+        everything.update((np.flatnonzero(mask) + leaf * FANOUT).tolist())
+        data.update((np.flatnonzero(mask & held) + leaf * FANOUT).tolist())
+    return everything, data
+
+
+def changed_masks(store: GroupStore, view: View, base: View, first: int = 0) -> Iterator[tuple[int, Mask]]:
+    """(leaf, which of its 1,024 blocks may differ) in ascending order, from leaf ``first`` on."""
+    layers = [layer for layer in (*view.layers, *base.layers) if (layer in view.layers) != (layer in base.layers)]
+    touched = [_blocks(layer) for layer in layers]
+    pairs = leaf_pairs(store, view.root, base.root, first)
+    if layers:
+        pairs = _joined(pairs, sorted(_touched_leaves(store, view.root, base.root, layers, first)))
+    for leaf, mine, other in pairs:
+        mask = _entries_mask(store, mine, other)
+        for layer, blocks in zip(layers, touched, strict=True):
+            _touch(layer, blocks, leaf, mask)
+        if mask.any():
+            yield leaf, mask
+
+
+def _joined(pairs: Iterator[LeafPair], others: list[int]) -> Iterator[LeafPair]:
+    """The pairs, and between them, as if equal, the leaves that are not among them."""
+    at = 0
+    for pair in pairs:
+        while at < len(others) and others[at] < pair[0]:
+            yield others[at], HOLE, HOLE
+            at += 1
+        if at < len(others) and others[at] == pair[0]:
+            at += 1
+        yield pair
+    for leaf in others[at:]:
+        yield leaf, HOLE, HOLE
+
+
+def _blocks(layer: Layer, *, filled: bool = False) -> NDArray[np.int64]:
+    """The blocks that a layer has, or has pages of, ascending; or those with something that is not zeroed."""
+    pages = [page for page, value in list(layer.pages.items()) if value or not filled]
+    whole = [block for block, entry in list(layer.blocks.items()) if entry or not filled]
+    return np.union1d(np.fromiter(pages, dtype=np.int64) // PAGES_PER_BLOCK, np.fromiter(whole, dtype=np.int64))
+
+
+def _within(blocks: NDArray[np.int64], leaf: int) -> NDArray[np.int64]:
+    """Those of a leaf, counted from its first."""
+    low, high = np.searchsorted(blocks, (leaf * FANOUT, (leaf + 1) * FANOUT))
+    return blocks[low:high] - leaf * FANOUT
+
+
+def _touched_leaves(store: GroupStore, root: Root, base: Root, layers: list[Layer], first: int) -> set[int]:
+    """Leaves of which a layer has pages, or zeroed ranges over data."""
+    leaves: set[int] = set()
     per_leaf = FANOUT * PAGES_PER_BLOCK
     for layer in layers:
-        if layer.pages:
-            pages = np.fromiter(list(layer.pages), dtype=np.int64)
-            leaves.update(leaf for leaf in np.unique(pages // per_leaf).tolist() if leaf >= first)
+        leaves.update(leaf for leaf in np.unique(_blocks(layer) // FANOUT).tolist() if leaf >= first)
         ranges = [(start // per_leaf, (end - 1) // per_leaf) for start, end in layer.zeros]
         if ranges:
             for leaf, _, _ in _present(store, root, base):
@@ -77,15 +133,15 @@ def _leaves(store: GroupStore, root: Root, base: Root, layers: list[Layer], firs
     return leaves
 
 
-def _root_mask(store: GroupStore, root: Root, base: Root, leaf: int) -> Mask:
-    mine, other = leaf_entry(store, root, leaf), leaf_entry(store, base, leaf)
+def _entries_mask(store: GroupStore, mine: int, other: int) -> Mask:
+    """Blocks of a leaf whose entries differ."""
     if mine == other:
         return np.zeros(FANOUT, dtype=np.bool_)
     left, left_tables = _leaf_arrays(store, mine)
     right, right_tables = _leaf_arrays(store, other)
     mask: Mask = left != right
-    both = np.flatnonzero((left >> _KIND_SHIFT == KIND_SPLIT) & (right >> _KIND_SHIFT == KIND_SPLIT))
-    if len(both):
+    if len(left_tables) and len(right_tables):
+        both = np.flatnonzero((left >> _KIND_SHIFT == KIND_SPLIT) & (right >> _KIND_SHIFT == KIND_SPLIT))
         differ = left_tables[left[both] & _SLOT_MASK] != right_tables[right[both] & _SLOT_MASK]
         mask[both] = differ.any(axis=1)
     return mask
@@ -98,20 +154,19 @@ def _leaf_arrays(store: GroupStore, entry: int) -> tuple[Words, Words]:
     return page[:FANOUT], page[FANOUT:].reshape(-1, PAGES_PER_BLOCK)
 
 
-def _touched(layer: Layer, leaf: int, mask: Mask) -> None:
+def _touch(layer: Layer, blocks: NDArray[np.int64], leaf: int, mask: Mask) -> None:
+    """Mark what a layer, with pages in ``blocks``, says of a leaf."""
+    mask[_within(blocks, leaf)] = True
     start = leaf * FANOUT * PAGES_PER_BLOCK
-    end = start + FANOUT * PAGES_PER_BLOCK
-    if layer.pages:
-        pages = np.fromiter(list(layer.pages), dtype=np.int64)
-        own = pages[(pages >= start) & (pages < end)]
-        mask[(own - start) // PAGES_PER_BLOCK] = True
-    for low, high in layer.zeros.within(start, end):
-        mask[(low - start) // PAGES_PER_BLOCK : (high - start - 1) // PAGES_PER_BLOCK + 1] = True
+    for first, end in layer.zeros.within(start, start + FANOUT * PAGES_PER_BLOCK):
+        mask[(first - start) // PAGES_PER_BLOCK : (end - start - 1) // PAGES_PER_BLOCK + 1] = True
 
 
 def _describe(store: GroupStore, view: View, block: int) -> list[Any]:
     first = block * PAGES_PER_BLOCK
     values = [find(view.layers, first + index) for index in range(PAGES_PER_BLOCK)] if view.layers else []
+    if values and values[0] is not None and values[0] < 0 and len(set(values)) == 1:
+        return _extent(store, block, -values[0])
     if any(values):
         return [block, "data", None, None]
     entry, _ = block_entry(store, view.root, block)
@@ -121,28 +176,34 @@ def _describe(store: GroupStore, view: View, block: int) -> list[Any]:
         return [block, "hole", None, None]
     if entry_kind(entry) != KIND_EXTENT:
         return [block, "data", None, None]
+    return _extent(store, block, entry)
+
+
+def _extent(store: GroupStore, block: int, entry: int) -> list[Any]:
     group, slot = entry_place(entry)
     table = store.table(group)
     row = table.row(slot)
     digest = table.extent_hash(slot)
     assert digest is not None
+    if table.file.far or table.copied:  # nobody else is to read those
+        return [block, "extent", digest.hex(), None]
     return [block, "extent", digest.hex(), [table.file.path, row.offset, row.stored, CODEC_NAMES[row.codec]]]
 
 
-def leaf_pairs(store: GroupStore, root: Root, base: Root) -> Iterator[tuple[int, int, int]]:
-    """(leaf, entry, base entry) of every leaf whose map entries differ."""
-    yield from _walk(store, max(root.levels, base.levels), 0, root, base)
+def leaf_pairs(store: GroupStore, root: Root, base: Root, first: int = 0) -> Iterator[LeafPair]:
+    """Every leaf from ``first`` on whose map entries differ, in ascending order."""
+    yield from _walk(store, max(root.levels, base.levels), 0, root, base, first)
 
 
-def _present(store: GroupStore, root: Root, base: Root) -> Iterator[tuple[int, int, int]]:
+def _present(store: GroupStore, root: Root, base: Root) -> Iterator[LeafPair]:
     """As ``leaf_pairs``, of every leaf that either has."""
     yield from leaf_pairs(store, root, EMPTY_ROOT)
     yield from leaf_pairs(store, base, EMPTY_ROOT)
 
 
-def _walk(store: GroupStore, level: int, index: int, mine: Root, other: Root) -> Iterator[tuple[int, int, int]]:
+def _walk(store: GroupStore, level: int, index: int, mine: Root, other: Root, first: int) -> Iterator[LeafPair]:
     """Compare two subtrees that both stand for node ``index`` of ``level``; one may have fewer levels."""
-    if mine == other or not (mine.entry or other.entry):
+    if mine == other or not (mine.entry or other.entry) or (index + 1) * FANOUT ** (level - 1) <= first:
         return
     if level == 1:
         yield index, mine.entry, other.entry
@@ -158,6 +219,7 @@ def _walk(store: GroupStore, level: int, index: int, mine: Root, other: Root) ->
             index * FANOUT + child,
             _child(mine, level, left, child),
             _child(other, level, right, child),
+            first,
         )
 
 

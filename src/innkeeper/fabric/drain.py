@@ -1,8 +1,9 @@
 """Draining: one sealed layer becomes extents, pieces and map pages, and its root the one that stands for it.
 
 In address order, block by block: from 8 dirty pages on a block becomes one extent (zeros a hole, known content a second
-name for a stored extent), below that each dirty page a piece. Pure of the pool's state: it reads the layer and writes
-groups; who stands on the layer is changed by the commit (``catalog``).
+name for a stored extent), below that each dirty page a piece. What went past the log is stored already and only named.
+Pure of the pool's state: it reads the layer and writes groups; who stands on the layer is changed by the commit
+(``catalog``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from innkeeper.fabric.fingerprints import Fingerprints
+from innkeeper.fabric.dedup import Dedup
 from innkeeper.fabric.groupwriter import GroupWriter, GroupWriters
 from innkeeper.fabric.layers import CRC_MASK, POSITION_SHIFT, Layer
 from innkeeper.fabric.layout import (
@@ -20,7 +21,6 @@ from innkeeper.fabric.layout import (
     EXTENT_FROM_PAGES,
     FANOUT,
     HOLE,
-    KIND_EXTENT,
     PAGE,
     PAGES_PER_BLOCK,
     SLOT_BITS,
@@ -31,13 +31,12 @@ from innkeeper.fabric.layout import (
     crc32c,
     entry_place,
     levels_for,
-    pack_entry,
 )
 from innkeeper.fabric.maps import LeafEdit, MapEdit
 from innkeeper.fabric.oplog import OpLog
 from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.reader import Reader
-from innkeeper.fabric.store import LIVE, OPEN, GroupStore
+from innkeeper.fabric.store import GroupStore
 
 PAGES_PER_LEAF = FANOUT * PAGES_PER_BLOCK
 
@@ -52,23 +51,23 @@ class Drained(NamedTuple):
 class Drainer:
     """Drains layers of one pool into its groups."""
 
-    def __init__(
-        self, log: OpLog, store: GroupStore, reader: Reader, writers: GroupWriters, fingerprints: Fingerprints
-    ) -> None:
+    def __init__(self, log: OpLog, store: GroupStore, reader: Reader, writers: GroupWriters, dedup: Dedup) -> None:
         self._log = log
         self._store = store
         self._reader = reader
         self._writers = writers
         self._writer = writers.of("")
-        self._fingerprints = fingerprints
+        self._dedup = dedup
         self._fresh: dict[bytes, int] = {}
         self._policy = Policy()
+        self.keeps_damage = False
+        """Whether damaged pages of the log are stored under the checksums that they no longer have (``mend``)."""
 
     def drain(self, layer: Layer, policy: Policy, writer: GroupWriter) -> Drained:
         """The root that holds ``layer`` over the root it stands on. Raises ``Corrupt``, ``OSError``, ``NoSpace``."""
         self._policy, self._writer = policy, writer
-        pages = sorted(layer.pages)
-        top = pages[-1] + 1 if pages else 1
+        pages, blocks = sorted(layer.pages), sorted(layer.blocks)
+        top = max(pages[-1] + 1 if pages else 1, (blocks[-1] + 1) * PAGES_PER_BLOCK if blocks else 1)
         edit = MapEdit(self._store, self._writer, layer.root, levels_for(top * PAGE))
         reach = FANOUT ** (edit.levels - 1)
         leaves: set[int] = set()
@@ -81,11 +80,14 @@ class Drainer:
                 if leaf < reach and not first <= leaf < last
             )  # fmt: skip
         by_leaf = {leaf: list(group) for leaf, group in groupby(pages, lambda page: page // PAGES_PER_LEAF)}
-        for number in sorted(leaves.union(by_leaf)):
+        stored = {leaf: list(group) for leaf, group in groupby(blocks, lambda block: block // FANOUT)}
+        for number in sorted(leaves.union(by_leaf, stored)):
             leaf = edit.leaf(number)
             start = number * PAGES_PER_LEAF
             for low, high in layer.zeros.within(start, start + PAGES_PER_LEAF):
                 _zero(leaf, low - start, high - start)
+            for block in stored.get(number, ()):
+                leaf.set_block(block % FANOUT, layer.blocks[block])
             self._drain_leaf(leaf, layer, by_leaf.get(number, []), start)
             edit.put_leaf(number, leaf)
         return Drained(edit.finish(), edit.added_bytes)
@@ -101,7 +103,7 @@ class Drainer:
                 index += 1
             dirty = pages[first:index]
             within = block - start // PAGES_PER_BLOCK
-            if len(dirty) >= EXTENT_FROM_PAGES:
+            if len(dirty) >= EXTENT_FROM_PAGES and not self.keeps_damage:
                 self._join(leaf, within, block, dirty, values)
                 continue
             table = leaf.pieces(within)
@@ -113,6 +115,8 @@ class Drainer:
         crc = value & CRC_MASK
         data = self._log.read(value >> POSITION_SHIFT, 1)
         if crc32c(data) != crc:
+            if self.keeps_damage:
+                return self._writer.put_piece(data.ljust(PAGE, b"\0"), crc)
             raise corrupt(*self._log.place(value >> POSITION_SHIFT), "a page of the log fails its checksum")
         return HOLE if data == ZERO_PAGE else self._writer.put_piece(data, crc)
 
@@ -155,30 +159,17 @@ class Drainer:
             return HOLE
         digest = blake3(data).digest()
         if self._policy.dedup:
-            known = self._fresh.get(digest) or self._known(digest)
+            known = self._fresh.get(digest) or self._dedup.find(digest)
             if known:
                 return known
         entry = self._writer.put_extent(data, digest, crcs, self._policy)
         self._fresh[digest] = entry
         return entry
 
-    def _known(self, digest: bytes) -> int | None:
-        """The entry of a stored extent with that hash, verified in its group's slot table."""
-        place = self._fingerprints.find(digest)
-        if place is None:
-            return None
-        group, slot = entry_place(place)
-        row = self._store.rows.get(group)
-        if row is None or row.state not in (LIVE, OPEN):
-            return None
-        if self._store.table(group).extent_hash(slot) != digest:
-            return None
-        return pack_entry(KIND_EXTENT, group, slot)
-
     def committed(self) -> None:
         """The entries of this drain may be used from now on: tell the fingerprints."""
         if self._fresh:
-            self._fingerprints.add(
+            self._dedup.fingerprints.add(
                 (digest, group << SLOT_BITS | slot)
                 for digest, (group, slot) in ((digest, entry_place(entry)) for digest, entry in self._fresh.items())
             )

@@ -72,7 +72,7 @@ class PoolFigures(PoolCheck):
                     for snapshot in self.catalog.snapshots.values()
                     if snapshot.disk_id in chosen or snapshot.storage_id == storage_id or not (disk_id or storage_id)
                 ]
-                undrained = {layer: len(layer.pages) * PAGE for disk in disks for layer in disk.open.view.layers}
+                undrained = {layer: layer.data_bytes for disk in disks for layer in disk.open.view.layers}
             marks = Marks.of_roots(self.store, heads)
             own = stored_of(self.store, marks)
             marks.walk(self.store, snapshots)

@@ -7,7 +7,7 @@ the full hash, so a lost, stale or wrong row costs a duplicate at most.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import apsw
@@ -80,6 +80,19 @@ class Fingerprints:
             except apsw.Error:
                 self._start_over()
             return None
+
+    def find_many(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """The places recorded for hashes, unverified, by the first 16 bytes of those that are known."""
+        keys = [digest[:KEY_BYTES] for digest in digests]
+        with self._lock:
+            if self._db is None or not keys:
+                return {}
+            marks = ",".join("?" * len(keys))
+            try:
+                return dict(self._db.execute(f"SELECT key, place FROM fingerprints WHERE key IN ({marks})", keys))
+            except apsw.Error:
+                self._start_over()
+            return {}
 
     def add(self, found: Iterable[tuple[bytes, int]]) -> None:
         """Record (hash, place) pairs; the youngest wins."""

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from innkeeper.fabric.layout import PAGE, PAGES_PER_BLOCK, Root, corrupt, crc32c
 from innkeeper.model.problems import Corrupt
-from innkeeper.system.files import File
+from innkeeper.system.files import File, FileSystem
 
 VERSION = 1
 GROUP_MAGIC = b"INNGROUP"
@@ -40,6 +40,7 @@ RAW_EXTENT_AUX = struct.Struct(f"<32s{PAGES_PER_BLOCK}I")
 MAP_AUX = struct.Struct("<II")
 _STORED_MASK = (1 << 24) - 1
 NO_FRAME = 0
+LACKS_ORIGIN = 1 << 8
 
 
 class Row(NamedTuple):
@@ -56,7 +57,9 @@ class Row(NamedTuple):
 class Note(NamedTuple):
     """A root as it was at a commit, so that heads can be found without meta.
 
-    ``subject`` is the disk or snapshot; ``disk_id`` is the disk it belongs to.
+    ``subject`` is the disk or snapshot; ``disk_id`` is the disk it belongs to. ``sequence``: what the log has of the
+    disk up to it is in the root. ``levels`` with ``LACKS_ORIGIN``: a clone that stands on undrained writes of the
+    snapshot ``disk_id`` besides.
     """
 
     subject: UUID
@@ -108,6 +111,11 @@ def encode_header(pool_id: UUID, number: int, generation: int) -> bytes:
     return (body + _CRC.pack(crc32c(body))).ljust(PAGE, b"\0")
 
 
+def has_header(page: bytes) -> bool:
+    """Whether the page is some group's header, whole."""
+    return len(page) == PAGE and _CRC.unpack_from(page, _HEADER.size)[0] == crc32c(page[: _HEADER.size])
+
+
 def check_header(page: bytes, pool_id: UUID, number: int, generation: int, path: str) -> None:
     """Raises ``Corrupt`` unless ``page`` is the header of that group."""
     body = page[: _HEADER.size]
@@ -122,6 +130,20 @@ def check_header(page: bytes, pool_id: UUID, number: int, generation: int, path:
         )
     if (pool, found, found_generation) != (pool_id.bytes, number, generation):
         raise corrupt(path, 0, f"this is group {found} generation {found_generation} of pool {UUID(bytes=pool)}")
+
+
+def may_be_group(files: FileSystem, path: str, pool_id: UUID, number: int, generation: int) -> bool:
+    """Whether the file is what its name says, as far as its header tells; one without a header was never done."""
+    file = files.open(path)
+    try:
+        page = file.pread(PAGE, 0)
+        if page.strip(b"\0"):
+            check_header(page, pool_id, number, generation, path)
+    except Corrupt:
+        return False
+    finally:
+        file.close()
+    return True
 
 
 def pack_row(offset: int, stored: int, item: int, codec: int, crc: int, aux: int) -> bytes:
@@ -208,12 +230,14 @@ def read_frame(file: File, offset: int, number: int, generation: int, *, nowait:
 class SlotTable:
     """Rows and aux of a group in memory. The writer appends to it, readers look slots up; rows never change."""
 
-    __slots__ = ("aux", "file", "generation", "number", "rows")
+    __slots__ = ("aux", "copied", "file", "generation", "number", "rows")
 
     def __init__(self, number: int, generation: int, file: File) -> None:
         self.number = number
         self.generation = generation
         self.file = file
+        self.copied = False
+        """Whether the file is a fast copy, not the group's own."""
         self.rows = bytearray()
         self.aux = bytearray()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from innkeeper.fabric.codecs import WORTH_COMPRESSING, encode
@@ -47,6 +48,27 @@ from innkeeper.system.files import File, FileSystem, write_all
 
 FLUSH_BYTES = 1 << 20
 WRITE_OUT_BYTES = 8 << 20
+
+
+class Packed(NamedTuple):
+    """An extent as it is stored: bytes, codec, CRC-32C, aux."""
+
+    stored: bytes
+    codec: int
+    crc: int
+    aux: bytes
+
+
+def pack_extent(
+    data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy, *, hurried: bool = False
+) -> Packed:
+    """Pack a block of 64 KiB by a policy; ``page_crcs`` saves computing them again, ``hurried`` some time."""
+    stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING, hurried=hurried)
+    if codec != CODEC_RAW:
+        return Packed(stored, codec, crc32c(stored), EXTENT_AUX.pack(digest))
+    if page_crcs is None:
+        page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
+    return Packed(data, CODEC_RAW, crc32c(data), RAW_EXTENT_AUX.pack(digest, *page_crcs))
 
 
 @dataclass(slots=True)
@@ -106,15 +128,12 @@ class GroupWriter:
 
     def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy) -> int:
         """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
-        stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING)
+        return self.put_packed(pack_extent(data, digest, page_crcs, policy), policy)
+
+    def put_packed(self, packed: Packed, policy: Policy) -> int:
+        """An extent that was packed by ``policy``; returns the map entry."""
         self._code = policy.code
-        if codec != CODEC_RAW:
-            aux = EXTENT_AUX.pack(digest)
-            return pack_entry(KIND_EXTENT, *self._put(stored, ITEM_EXTENT, codec, crc32c(stored), aux))
-        if page_crcs is None:
-            page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
-        aux = RAW_EXTENT_AUX.pack(digest, *page_crcs)
-        return pack_entry(KIND_EXTENT, *self._put(data, ITEM_EXTENT, CODEC_RAW, crc32c(data), aux))
+        return pack_entry(KIND_EXTENT, *self._put(packed.stored, ITEM_EXTENT, packed.codec, packed.crc, packed.aux))
 
     def put_map(self, data: bytes, level: int) -> int:
         """A map page."""
@@ -217,15 +236,28 @@ class GroupWriter:
     def commit(self, notes: list[Note]) -> list[Written]:
         """Everything put so far is on the medium when this returns; the rows that meta must record. Raises
         ``OSError``."""
-        if self._file is not None and (self._rows or notes):
-            self._frame(notes, OPEN)
-        written, self._written = self._written, []
+        written = self._frames(notes)
         for each in written:
             each.file.fdatasync()
         if self._created:
             for directory in set(self._created.values()):
                 self._files.sync_dir(directory)
             self._created = {}
+        return written
+
+    def keep(self) -> list[Written]:
+        """Everything put so far is in the kernel and indexed when this returns, and stays whatever fails later.
+
+        Raises ``OSError``.
+        """
+        written = self._frames([])
+        self._created = {}
+        return written
+
+    def _frames(self, notes: list[Note]) -> list[Written]:
+        if self._file is not None and (self._rows or notes):
+            self._frame(notes, OPEN)
+        written, self._written = self._written, []
         return written
 
     @property
@@ -238,8 +270,13 @@ class GroupWriter:
         if self._device.id == device_id:
             self._file = None
 
+    def close(self, number: int) -> None:
+        """Put nothing more into that group. Nothing may be waiting for an index frame."""
+        if self._number == number:
+            self._file = None
+
     def abandon(self) -> None:
-        """Forget what was not committed, and its groups; the next item begins a new one."""
+        """Forget what was neither committed nor kept, and its groups; the next item begins a new one."""
         self._file = None
         self._written = []
         created, self._created = self._created, {}
@@ -276,6 +313,11 @@ class GroupWriters:
         """Put nothing more into groups on that device. Nothing may be waiting for a commit."""
         for writer in self._by_tier.values():
             writer.leave(device_id)
+
+    def close(self, number: int) -> None:
+        """Put nothing more into that group. Nothing may be waiting for an index frame."""
+        for writer in self._by_tier.values():
+            writer.close(number)
 
     def abandon(self) -> None:
         """Forget what was not committed."""

@@ -7,6 +7,7 @@ from blake3 import blake3
 from innkeeper.fabric.codecs import Undecodable, decode
 from innkeeper.fabric.groups import ITEM_DEAD, ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, ROW_BYTES, Row, SlotTable
 from innkeeper.fabric.layout import BLOCK, CODEC_RAW, PAGE, crc32c
+from innkeeper.fabric.objects import StoreError
 
 
 def is_dead(table: SlotTable, slot: int) -> bool:
@@ -22,9 +23,11 @@ def raw_bytes(table: SlotTable, row: Row) -> int:
 
 
 def wrong_with(table: SlotTable, slot: int, row: Row) -> str | None:
-    """What is wrong with an item that is not dead; None when all is well."""
+    """What is wrong with an item that is not dead; None when all is well. Raises ``StoreError``: nobody can tell."""
     try:
         data = table.file.pread(row.stored, row.offset)
+    except StoreError:
+        raise
     except OSError as refused:
         return str(refused)
     if len(data) != row.stored or crc32c(data) != row.crc:

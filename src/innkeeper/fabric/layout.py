@@ -30,7 +30,7 @@ SLOT_BITS = 18
 SLOTS_PER_GROUP = 1 << SLOT_BITS
 MAX_GROUP = (1 << GROUP_BITS) - 1
 _SLOT_MASK = SLOTS_PER_GROUP - 1
-_KIND_SHIFT = ALLOCATOR_BITS + GROUP_BITS + SLOT_BITS
+KIND_SHIFT = ALLOCATOR_BITS + GROUP_BITS + SLOT_BITS
 _ALLOCATOR_SHIFT = GROUP_BITS + SLOT_BITS
 
 CODEC_RAW = 0
@@ -70,18 +70,18 @@ def pack_entry(kind: int, group: int, slot: int, allocator: int = 0) -> int:
     """The u64 of a map entry: kind 4 bits, allocator 12, group 30, slot 18, from the top."""
     if not (0 <= group <= MAX_GROUP and 0 <= slot <= _SLOT_MASK and 0 <= kind < 16 and 0 <= allocator < 4096):
         raise ValueError(f"no map entry can hold kind {kind} allocator {allocator} group {group} slot {slot}")
-    return kind << _KIND_SHIFT | allocator << _ALLOCATOR_SHIFT | group << SLOT_BITS | slot
+    return kind << KIND_SHIFT | allocator << _ALLOCATOR_SHIFT | group << SLOT_BITS | slot
 
 
 def unpack_entry(entry: int) -> Entry:
     """The parts of a map entry."""
     return Entry(
-        entry >> _KIND_SHIFT, entry >> _ALLOCATOR_SHIFT & 0xFFF, entry >> SLOT_BITS & MAX_GROUP, entry & _SLOT_MASK
+        entry >> KIND_SHIFT, entry >> _ALLOCATOR_SHIFT & 0xFFF, entry >> SLOT_BITS & MAX_GROUP, entry & _SLOT_MASK
     )
 
 
 def entry_kind(entry: int) -> int:
-    return entry >> _KIND_SHIFT
+    return entry >> KIND_SHIFT
 
 
 def entry_place(entry: int) -> tuple[int, int]:

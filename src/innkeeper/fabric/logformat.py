@@ -15,7 +15,9 @@ from uuid import UUID
 from innkeeper.fabric.layout import PAGE, crc32c, extend_crc32c
 from innkeeper.model.problems import Corrupt
 
-VERSION = 1
+VERSION = 2
+"""Of segments; version 1 knew no MAP records."""
+BATCH_VERSION = 1
 SEGMENT_MAGIC = b"INNLOGSG"
 BATCH_MAGIC = b"INNLOGBA"
 
@@ -30,19 +32,25 @@ _SEGMENT = struct.Struct("<8sHHI16sQQQ")
 _BATCH = struct.Struct("<8sHHII16sQQQ")
 _CRC = struct.Struct("<I")
 _RECORD = struct.Struct("<IIQQ")
+_FRAME = struct.Struct("<QQ")
 HEADER_BYTES = _BATCH.size + _CRC.size
 RECORD_BYTES = _RECORD.size
 SNAP_ID_BYTES = 16
 MAX_RECORD_PAGES = 512
+MAX_RECORD_BLOCKS = 256
 _KIND_SHIFT = 56
 _PAGE_MASK = (1 << _KIND_SHIFT) - 1
+_FRAMES_SHIFT = 32
+_BLOCKS_MASK = (1 << _FRAMES_SHIFT) - 1
 
 
 class Record(NamedTuple):
     """One change of one disk.
 
     ``page`` and ``amount`` in pages of 4 KiB for DATA and ZERO; RESIZE has the new size in bytes in ``amount``; SNAP
-    has the snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record.
+    has the snapshot in ``snapshot``. ``crcs`` has one CRC-32C per payload page of a DATA record. MAP has the extents of
+    ``amount`` blocks from ``page`` on in ``entries``, and in ``frames`` the (group, offset of the last index frame) of
+    the groups that meta need not know yet.
     """
 
     disk: int
@@ -52,11 +60,14 @@ class Record(NamedTuple):
     amount: int
     crcs: Sequence[int] = ()
     snapshot: UUID | None = None
+    entries: Sequence[int] = ()
+    frames: Sequence[tuple[int, int]] = ()
 
     @property
     def room(self) -> int:
         """Bytes of the header page it takes."""
-        return RECORD_BYTES + 4 * len(self.crcs) + (SNAP_ID_BYTES if self.snapshot else 0)
+        more = SNAP_ID_BYTES if self.snapshot else 8 * len(self.entries) + _FRAME.size * len(self.frames)
+        return RECORD_BYTES + 4 * len(self.crcs) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +123,7 @@ def decode_segment_header(page: bytes, pool_id: UUID, path: str) -> SegmentHeade
     if _CRC.unpack_from(page, _SEGMENT.size)[0] != crc32c(body):
         return None
     _, version, suite, _, pool, generation, first_sequence, previous = _SEGMENT.unpack(body)
-    if version != VERSION or suite != 0:
+    if version not in (1, VERSION) or suite != 0:
         raise Corrupt(
             "log.format",
             f"{path} has log format {version} (cipher suite {suite}), this program knows {VERSION} (0)",
@@ -123,25 +134,55 @@ def decode_segment_header(page: bytes, pool_id: UUID, path: str) -> SegmentHeade
     return SegmentHeader(generation, first_sequence, previous)
 
 
+def pool_of_segment(page: bytes) -> UUID | None:
+    """Whose segment it is whose first page this is; None where that is not whole."""
+    body = page[: _SEGMENT.size]
+    if len(page) < PAGE or not page.startswith(SEGMENT_MAGIC):
+        return None
+    if _CRC.unpack_from(page, _SEGMENT.size)[0] != crc32c(body):
+        return None
+    return UUID(bytes=_SEGMENT.unpack(body)[4])
+
+
 def encode_batch(
     pool_id: UUID, generation: int, seed: int, sequence: int, synced_upto: int, records: Sequence[Record]
 ) -> bytes:
     """The header page of a batch; the payload pages follow it in the order of the records' CRCs."""
     parts = []
     crcs: list[int] = []
-    ids = b""
+    more = b""
     for record in records:
-        parts.append(_RECORD.pack(record.disk, record.epoch, record.kind << _KIND_SHIFT | record.page, record.amount))
+        amount = record.amount
         crcs += record.crcs
         if record.snapshot is not None:
-            ids += record.snapshot.bytes
-    body = b"".join(parts) + struct.pack(f"<{len(crcs)}I", *crcs) + ids
+            more += record.snapshot.bytes
+        elif record.kind == MAP:
+            amount |= len(record.frames) << _FRAMES_SHIFT
+            more += b"".join(_FRAME.pack(*frame) for frame in record.frames)
+            more += struct.pack(f"<{len(record.entries)}Q", *record.entries)
+        parts.append(_RECORD.pack(record.disk, record.epoch, record.kind << _KIND_SHIFT | record.page, amount))
+    body = b"".join(parts) + struct.pack(f"<{len(crcs)}I", *crcs) + more
     used = HEADER_BYTES + len(body)
     head = _BATCH.pack(
-        BATCH_MAGIC, VERSION, len(records), len(crcs), used, pool_id.bytes, generation, sequence, synced_upto
+        BATCH_MAGIC, BATCH_VERSION, len(records), len(crcs), used, pool_id.bytes, generation, sequence, synced_upto
     )
     crc = extend_crc32c(extend_crc32c(seed, head), body)
     return (head + _CRC.pack(crc) + body).ljust(PAGE, b"\0")
+
+
+def generation_of(page: bytes) -> int:
+    """The generation of the segment that a batch header says it is of; 0 where it is none. Not verified."""
+    if len(page) < PAGE or not page.startswith(BATCH_MAGIC):
+        return 0
+    return int(_BATCH.unpack_from(page)[6])
+
+
+def decode_lone_batch(page: bytes, pool_id: UUID) -> Batch | None:
+    """A batch of a segment whose header is not there."""
+    if len(page) < PAGE or not page.startswith(BATCH_MAGIC):
+        return None
+    generation = generation_of(page)
+    return decode_batch(page, seed_for(pool_id, generation), generation)
 
 
 def decode_batch(page: bytes, seed: int, generation: int) -> Batch | None:
@@ -149,26 +190,44 @@ def decode_batch(page: bytes, seed: int, generation: int) -> Batch | None:
     if len(page) < PAGE or not page.startswith(BATCH_MAGIC):
         return None
     _, version, count, payload_pages, used, _, found, sequence, synced_upto = _BATCH.unpack_from(page)
-    if version != VERSION or found != generation or not HEADER_BYTES <= used <= PAGE:
+    if version != BATCH_VERSION or found != generation or not HEADER_BYTES <= used <= PAGE:
         return None
     body = page[HEADER_BYTES:used]
     crc = extend_crc32c(extend_crc32c(seed, page[: _BATCH.size]), body)
     if _CRC.unpack_from(page, _BATCH.size)[0] != crc:
         return None
+    try:
+        return Batch(sequence, synced_upto, payload_pages, _decode_records(body, count, payload_pages))
+    except (struct.error, ValueError):  # a checksum that is right by chance, or by somebody's will
+        return None
+
+
+def _decode_records(body: bytes, count: int, payload_pages: int) -> tuple[Record, ...]:
     crcs_at = count * RECORD_BYTES
-    ids_at = crcs_at + 4 * payload_pages
+    more_at = crcs_at + 4 * payload_pages
     crcs = struct.unpack_from(f"<{payload_pages}I", body, crcs_at)
     records: list[Record] = []
     taken = 0
     for disk, epoch, kind_page, amount in _RECORD.iter_unpack(body[:crcs_at]):
         kind = kind_page >> _KIND_SHIFT
-        own: Sequence[int] = ()
-        snapshot = None
         if kind == DATA:
-            own = crcs[taken : taken + amount]
+            records.append(Record(disk, epoch, kind, kind_page & _PAGE_MASK, amount, crcs[taken : taken + amount]))
             taken += amount
-        elif kind == SNAP:
-            snapshot = UUID(bytes=body[ids_at : ids_at + SNAP_ID_BYTES])
-            ids_at += SNAP_ID_BYTES
-        records.append(Record(disk, epoch, kind, kind_page & _PAGE_MASK, amount, own, snapshot))
-    return Batch(sequence, synced_upto, payload_pages, tuple(records))
+            continue
+        record = Record(disk, epoch, kind, kind_page & _PAGE_MASK, amount)
+        if kind == SNAP:
+            record = record._replace(snapshot=UUID(bytes=body[more_at : more_at + SNAP_ID_BYTES]))
+            more_at += SNAP_ID_BYTES
+        elif kind == MAP:
+            record, more_at = _decode_map(record, body, more_at)
+        records.append(record)
+    return tuple(records)
+
+
+def _decode_map(record: Record, body: bytes, at: int) -> tuple[Record, int]:
+    """A MAP record with its frames and entries, which begin at ``at``, and where they end."""
+    frames_at, entries_at = at, at + _FRAME.size * (record.amount >> _FRAMES_SHIFT)
+    blocks = record.amount & _BLOCKS_MASK
+    frames = [_FRAME.unpack_from(body, place) for place in range(frames_at, entries_at, _FRAME.size)]
+    entries = struct.unpack_from(f"<{blocks}Q", body, entries_at)
+    return record._replace(amount=blocks, entries=entries, frames=frames), entries_at + 8 * blocks

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from innkeeper.fabric.groups import ITEM_DEAD, ROW_BYTES, SlotTable
+from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import KIND_EXTENT, KIND_PIECE, SLOT_BITS, Root, entry_place
 from innkeeper.fabric.maps import walk_maps
 from innkeeper.fabric.store import GroupStore
@@ -47,6 +48,12 @@ class Marks:
                 kinds = entries >> np.uint64(60)
                 own = entries[(kinds == KIND_EXTENT) | (kinds == KIND_PIECE)]
                 self.add(own & np.uint64((1 << 48) - 1))
+
+    def add_layers(self, layers: Iterable[Layer]) -> None:
+        """Mark the extents that went past the log into these layers."""
+        for layer in layers:
+            entries = np.fromiter(list(layer.blocks.values()), dtype=np.uint64)
+            self.add(entries[entries != 0] & np.uint64((1 << 48) - 1))
 
     def add(self, places: NDArray[np.uint64]) -> None:
         """Mark (group << 18 | slot) places."""

@@ -14,31 +14,38 @@ from typing import Any
 
 import apsw
 
-from innkeeper.fabric.vfs import FabricVfs
+from innkeeper.fabric.layout import PAGE
+from innkeeper.fabric.meters import Histogram
+from innkeeper.fabric.vfs import RESERVED_AT, SUM_BYTES, FabricVfs, has_sum
+from innkeeper.fabric.wal import first_lost_commit
 from innkeeper.model.problems import Corrupt, Failed, NoSpace
+from innkeeper.system.clock import Clock
 from innkeeper.system.files import FileSystem
 
-VERSION = 3
+VERSION = 6
 _TABLES = (
     "CREATE TABLE pool (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE storages (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE disks (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, size_seq INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL,"
     " layer INTEGER NOT NULL, from_seq INTEGER NOT NULL, epoch INTEGER NOT NULL, lost INTEGER NOT NULL,"
-    " origin TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}') STRICT, WITHOUT ROWID",
+    " origin TEXT NOT NULL, settings TEXT NOT NULL DEFAULT '{}', parent TEXT NOT NULL DEFAULT '')"
+    " STRICT, WITHOUT ROWID",
     "CREATE TABLE snapshots (id TEXT PRIMARY KEY, disk_id TEXT NOT NULL, storage_id TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, root INTEGER NOT NULL, levels INTEGER NOT NULL, layer INTEGER NOT NULL,"
-    " sequence INTEGER NOT NULL, created_at REAL NOT NULL) STRICT, WITHOUT ROWID",
+    " sequence INTEGER NOT NULL, created_at REAL NOT NULL, parent TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID",
     "CREATE TABLE layers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, base INTEGER NOT NULL,"
     " root INTEGER NOT NULL, levels INTEGER NOT NULL, from_seq INTEGER NOT NULL, seal_seq INTEGER NOT NULL) STRICT",
     "CREATE TABLE groups (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL,"
     " size_bytes INTEGER NOT NULL, last_frame INTEGER NOT NULL, device TEXT NOT NULL DEFAULT '',"
-    " tier TEXT NOT NULL DEFAULT '', coding TEXT NOT NULL DEFAULT '') STRICT",
+    " tier TEXT NOT NULL DEFAULT '', coding TEXT NOT NULL DEFAULT '', nonce TEXT NOT NULL DEFAULT '') STRICT",
     "CREATE TABLE attachments (id TEXT PRIMARY KEY, disk_id TEXT, snapshot_id TEXT, role TEXT NOT NULL, uid INTEGER,"
     " epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE holds (id TEXT PRIMARY KEY, snapshot_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE qos (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE counts (root INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL) STRICT",
+    "CREATE TABLE moves (disk_id TEXT PRIMARY KEY, role TEXT NOT NULL, pool TEXT NOT NULL, base TEXT NOT NULL,"
+    " goal TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 _UPGRADES = {
     1: (  # compression and dedup had columns of their own, and there were no devices
@@ -55,6 +62,19 @@ _UPGRADES = {
         "ALTER TABLE groups ADD COLUMN coding TEXT NOT NULL DEFAULT ''",
         "CREATE TABLE qos (id TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT, WITHOUT ROWID",
         "CREATE TABLE counts (root INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL) STRICT",
+    ),
+    3: (  # nothing was known of what a snapshot was taken after: each is taken to follow the one before it
+        "ALTER TABLE disks ADD COLUMN parent TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE snapshots ADD COLUMN parent TEXT NOT NULL DEFAULT ''",
+        "UPDATE snapshots SET parent = coalesce((SELECT id FROM snapshots AS older WHERE older.disk_id ="
+        " snapshots.disk_id AND older.sequence < snapshots.sequence ORDER BY older.sequence DESC LIMIT 1), '')",
+        "UPDATE disks SET parent = coalesce((SELECT id FROM snapshots WHERE snapshots.disk_id = disks.id"
+        " ORDER BY sequence DESC LIMIT 1), '')",
+    ),
+    4: ("ALTER TABLE groups ADD COLUMN nonce TEXT NOT NULL DEFAULT ''",),  # all devices were directories
+    5: (  # a disk stayed in its pool
+        "CREATE TABLE moves (disk_id TEXT PRIMARY KEY, role TEXT NOT NULL, pool TEXT NOT NULL, base TEXT NOT NULL,"
+        " goal TEXT NOT NULL) STRICT, WITHOUT ROWID",
     ),
 }
 """What makes of each earlier version the next one."""
@@ -85,6 +105,7 @@ class DiskRow:
     lost: int
     origin: str
     settings: str = "{}"
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +119,7 @@ class SnapshotRow:
     layer: int
     sequence: int
     created_at: float
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +138,7 @@ class GroupRow:
     """Where a group is. ``size_bytes`` and ``last_frame`` are as of the last commit.
 
     ``tier``: where its data is to stay, "" for wherever heat puts it. ``coding``: what its extents were packed by.
+    ``nonce``: the last part of its name in an object store.
     """
 
     number: int
@@ -126,6 +149,7 @@ class GroupRow:
     device: str = ""
     tier: str = ""
     coding: str = ""
+    nonce: str = ""
 
 
 def _disk_row(row: tuple[Any, ...]) -> DiskRow:
@@ -143,6 +167,7 @@ def _disk_row(row: tuple[Any, ...]) -> DiskRow:
         lost=row[10],
         origin=row[11],
         settings=row[12],
+        parent=row[13],
     )
 
 
@@ -157,6 +182,7 @@ def _snapshot_row(row: tuple[Any, ...]) -> SnapshotRow:
         layer=row[6],
         sequence=row[7],
         created_at=row[8],
+        parent=row[9],
     )
 
 
@@ -172,30 +198,70 @@ def _layer_row(row: tuple[Any, ...]) -> LayerRow:
     )
 
 
+def _sums_pages(files: FileSystem, path: str) -> bool:
+    """Whether the database's pages have checksums, as those of each new one do; what earlier versions made has none."""
+    if not files.exists(path):
+        return True
+    file = files.open(path)
+    try:
+        head = file.pread(PAGE, 0)
+    finally:
+        file.close()
+    is_old = head.startswith(b"SQLite format 3\0") and head[RESERVED_AT] == 0 and not has_sum(head)
+    return len(head) < PAGE or not is_old
+
+
 class Meta:
     """The database. Writes happen in ``transaction``; a failed one leaves nothing behind."""
 
-    def __init__(self, files: FileSystem, path: str) -> None:
-        """Open or make the database. Raises ``Corrupt`` (``meta.corrupt``), ``Failed`` (``meta.failed``)."""
+    def __init__(self, files: FileSystem, path: str, watch: tuple[Clock, Histogram] | None = None) -> None:
+        """Open or make the database; ``watch`` is told how long commits take. Raises ``Corrupt`` (``meta.corrupt``),
+        ``Failed`` (``meta.failed``)."""
         self._path = path
+        self._watch = watch
         self.lock = threading.RLock()
+        self._files = files
         self._vfs = FabricVfs(files)
         self._db: apsw.Connection | None = None
         try:
             with self._translated():
                 self._db = self._connect()
+                self._check_log(self._db)
         except BaseException:
             self.close()
             raise
 
     def _connect(self) -> apsw.Connection:
+        self._vfs.sums_pages = _sums_pages(self._files, self._path)
         db = apsw.Connection(self._path, vfs=self._vfs.name)
         try:
+            db.reserve_bytes(reserve=SUM_BYTES if self._vfs.sums_pages else 0)
             self._prepare(db)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _check_log(self, db: apsw.Connection) -> None:
+        """Raises ``Corrupt`` where SQLite left out more of its log than a transaction that a power cut had torn."""
+        path = f"{self._path}-wal"
+        if not self._files.exists(path):
+            return
+        frames = max(0, db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+        file = self._files.open(path)
+        try:
+            offset = first_lost_commit(file, frames)
+        finally:
+            file.close()
+        if offset is not None:
+            raise Corrupt(
+                "meta.corrupt",
+                f"{path} at byte {offset}: committed changes fail their checksum",
+                remedy="run 'inn fabric check --repair'",
+            )
+        if frames:
+            with suppress(apsw.Error):  # so that at most one torn transaction is ever found there
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def _recover(self) -> None:
         """After a failed write or sync of the write-ahead log: forget the transaction, go on from what was synced
@@ -260,6 +326,9 @@ class Meta:
             try:
                 with self._db:
                     yield Transaction(self._db)
+                    began = self._watch[0].monotonic() if self._watch else 0.0
+                if self._watch:
+                    self._watch[1].add(self._watch[0].monotonic() - began)
             finally:
                 self._recover()
 
@@ -280,7 +349,7 @@ class Meta:
             _disk_row(row)
             for row in self.rows(
                 "SELECT id, number, storage_id, size_bytes, size_seq, root, levels, layer, from_seq, epoch, lost,"
-                " origin, settings FROM disks ORDER BY number"
+                " origin, settings, parent FROM disks ORDER BY number"
             )
         ]
 
@@ -288,8 +357,8 @@ class Meta:
         return [
             _snapshot_row(row)
             for row in self.rows(
-                "SELECT id, disk_id, storage_id, size_bytes, root, levels, layer, sequence, created_at FROM snapshots"
-                " ORDER BY sequence, id"
+                "SELECT id, disk_id, storage_id, size_bytes, root, levels, layer, sequence, created_at, parent"
+                " FROM snapshots ORDER BY sequence, id"
             )
         ]
 
@@ -303,7 +372,7 @@ class Meta:
         return [
             GroupRow(*row)
             for row in self.rows(
-                "SELECT number, generation, state, size_bytes, last_frame, device, tier, coding FROM groups"
+                "SELECT number, generation, state, size_bytes, last_frame, device, tier, coding, nonce FROM groups"
             )
         ]
 
@@ -344,7 +413,7 @@ class Transaction:
 
     def put_disk(self, row: DiskRow) -> None:
         self.run(
-            "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO disks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 row.id,
                 row.number,
@@ -359,12 +428,13 @@ class Transaction:
                 row.lost,
                 row.origin,
                 row.settings,
+                row.parent,
             ),
         )
 
     def put_snapshot(self, row: SnapshotRow) -> None:
         self.run(
-            "INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?,?,?,?,?)",
             (
                 row.id,
                 row.disk_id,
@@ -375,8 +445,12 @@ class Transaction:
                 row.layer,
                 row.sequence,
                 row.created_at,
+                row.parent,
             ),
         )
+
+    def put_move(self, disk_id: str, role: str, pool: str, base: str, goal: str) -> None:
+        self.run("INSERT OR REPLACE INTO moves VALUES (?,?,?,?,?)", (disk_id, role, pool, base, goal))
 
     def put_layer(self, row: LayerRow) -> None:
         self.run(
@@ -386,7 +460,7 @@ class Transaction:
 
     def put_group(self, row: GroupRow) -> None:
         self.run(
-            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO groups VALUES (?,?,?,?,?,?,?,?,?)",
             (
                 row.number,
                 row.generation,
@@ -396,6 +470,7 @@ class Transaction:
                 row.device,
                 row.tier,
                 row.coding,
+                row.nonce,
             ),
         )
 

@@ -65,7 +65,19 @@ class PoolMeters:
     append_s: Histogram = field(default_factory=Histogram)
     sync_s: Histogram = field(default_factory=Histogram)
     drain_s: Histogram = field(default_factory=Histogram)
+    commit_s: Histogram = field(default_factory=Histogram)
+    read_s: Histogram = field(default_factory=Histogram)
+    """Reads of stored items that had to wait for the medium, or might have."""
+    sweep_s: Histogram = field(default_factory=Histogram)
+    move_s: Histogram = field(default_factory=Histogram)
+    recode_s: Histogram = field(default_factory=Histogram)
+    scrub_s: Histogram = field(default_factory=Histogram)
+    """The last four: one group each."""
+    logged_bytes: int = 0
+    """What clients wrote, as it went to the log."""
     drained_pages: int = 0
+    drained_blocks: int = 0
+    """Blocks of 64 KiB that had gone past the log."""
     put_bytes: int = 0
     """Bytes of items that drains put into groups."""
     sweeps: int = 0
@@ -74,11 +86,12 @@ class PoolMeters:
     swept_bytes: int = 0
     groups_moved: int = 0
     moved_bytes: int = 0
+    copies_made: int = 0
+    copied_bytes: int = 0
     groups_recoded: int = 0
     recoded_bytes: int = 0
     scrubbed_bytes: int = 0
 
     def facts(self) -> dict[str, Any]:
-        histograms = {name: getattr(self, name).facts() for name in ("append_s", "sync_s", "drain_s")}
-        counts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in histograms}
-        return histograms | counts
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: each.facts() if isinstance(each, Histogram) else each for name, each in found.items()}

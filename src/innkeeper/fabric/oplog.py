@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -89,8 +90,17 @@ class OpLog:
         self.generation = 0
         self.sequence = 0
         self.synced_upto = 0
+        self.appended_bytes = 0
+        """Since this was made."""
         self.broken: Problem | None = None
+        self._begun: tuple[Segment, int] | None = None
+        """Where the first batch of the present append, or of the last one, went."""
+        self.unsettled = False
+        """A failed append has left something that the medium may have: the next sync is not to be spared."""
         self.kick = kick
+        self.before_sync: Callable[[], None] = lambda: None
+        """Puts on the medium what records name and the log does not hold; where it raises ``Problem`` the log is
+        broken."""
         self.on_moved: Callable[[dict[int, int]], None] = lambda moved: None
         """Told old position -> new position of payload pages after a rescue, under the log's lock."""
 
@@ -224,6 +234,7 @@ class OpLog:
             if self.broken:
                 raise self.broken
             sequence_before = self.sequence
+            self._begun = None
             index = 0
             try:
                 while index < len(staged):
@@ -234,11 +245,23 @@ class OpLog:
                     segment.last_sequence = min(segment.last_sequence, sequence_before)
                 if self._active is not None:
                     self._active.closed = True
+                self._void()
                 raise _write_problem(refused, self._directory) from refused
             active = self._active
             if active is not None and active.tail - active.written_out >= WRITE_OUT_BYTES:
                 self.kick()
             return self.sequence
+
+    def _void(self) -> None:
+        """Let what a failed append has left in the log not come back, even if nothing is appended before a restart.
+
+        Where that fails too, the header of the next segment says it.
+        """
+        if self._begun is not None:
+            segment, offset = self._begun
+            segment.dirty = self.unsettled = True
+            with suppress(OSError):
+                write_all(segment.file, [bytes(PAGE)], offset)
 
     def _append_some(self, staged: Sequence[Staged], index: int) -> int:
         """Write as many batches as fit the open segment with one call; returns the index of the next record."""
@@ -272,7 +295,10 @@ class OpLog:
             offset += PAGE + payload
             index = end
         if buffers:
+            if self._begun is None:
+                self._begun = segment, segment.tail
             write_all(segment.file, buffers, segment.tail)
+            self.appended_bytes += offset - segment.tail
             segment.tail = offset
             segment.dirty = True
             self.sequence = segment.last_sequence = sequence
@@ -300,20 +326,26 @@ class OpLog:
 
         Raises ``Failed`` (``log.lost``) when neither the segment nor a new one could be synced.
         """
-        if sequence <= self.synced_upto and not self.broken:
+        if sequence <= self.synced_upto and not self.broken and not self.unsettled:
             return
         with self._sync_lock:
             if self.broken:
                 raise self.broken
-            if sequence <= self.synced_upto:
+            if sequence <= self.synced_upto and not self.unsettled:
                 return
             with self.lock:
                 target = self.sequence
+                self.unsettled = False
                 dirty = sorted(
                     (segment for segment in self.segments.values() if segment.dirty), key=lambda each: each.generation
                 )
                 for segment in dirty:
                     segment.dirty = False
+            try:
+                self.before_sync()
+            except Problem as lost:
+                self.broken = lost
+                raise
             try:
                 for segment in dirty:
                     segment.file.fdatasync()

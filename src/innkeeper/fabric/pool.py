@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from innkeeper.fabric.cache import check_limit, default_bytes
 from innkeeper.fabric.curator import PoolCurator
+from innkeeper.fabric.layout import PAGE
 from innkeeper.fabric.space import Limits
-from innkeeper.model.problems import Failed
+from innkeeper.fabric.upkeep import DRAIN_AT
+from innkeeper.model.problems import Failed, Problem
 from innkeeper.system.files import Io
 
 
@@ -50,13 +53,20 @@ class Pool(PoolCurator):
             if not self.read_only:
                 self.submit()
                 self.log.sync(self.log.sequence)
+                with suppress(Problem), self.catalog.admin, self.catalog.meta.transaction() as change:
+                    change.put("log_synced_upto", self.log.sequence)  # where its end is lost, it shows
         finally:
             self._release()
 
     def pool_show(self) -> dict[str, Any]:
         """What the pool is and holds."""
         trouble = (
-            self.drain_problem or self.sweep_problem or self.tier_problem or self.scrub_problem or self.curator_problem
+            self.drain_problem
+            or self.sweep_problem
+            or self.tier_problem
+            or self.scrub_problem
+            or self.curator_problem
+            or next(iter(list(self.away.values())), None)
         )
         with self.catalog.admin:
             total, free = self.devices.space()
@@ -71,6 +81,8 @@ class Pool(PoolCurator):
                 "logical_bytes": sum(disk.size_bytes for disk in self.catalog.disks.values()),
                 "log_bytes": self.log.used_bytes,
                 "log_limit_bytes": self.limits.log_bytes,
+                "log_drain_at_bytes": int(self.limits.log_bytes * DRAIN_AT),
+                "log_undrained_bytes": PAGE * sum(len(layer.pages) for layer in list(self.catalog.layers)),
                 "groups": len(self.store.rows),
                 "damaged": len(self.damage()),
                 "repaired": self.repaired,
@@ -94,10 +106,18 @@ class Pool(PoolCurator):
                     "size_bytes": disk.size_bytes,
                     "data_bytes": self.catalog.data_bytes(disk),
                     "undrained_bytes": disk.undrained_bytes,
+                    "log_room_bytes": max(0, self.log_room_of(disk)),
                 }
                 for disk in self.catalog.disks.values()
             }
-        return {"pool": self.pool_show(), "stages": self.meters.facts(), "disks": disks}
+        return {
+            "pool": self.pool_show(),
+            "stages": self.meters.facts(),
+            "lookups": self.store.lookups(),
+            "disks": disks,
+            "storages": {each["id"]: each for each in self.storage_ls()},
+            "devices": self.device_ls(),
+        }
 
     def cache_resize(self, limit_bytes: int | None) -> dict[str, Any]:
         """Bound the content cache, now and after a restart; None: ``cache.default_bytes()``.

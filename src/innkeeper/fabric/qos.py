@@ -3,9 +3,9 @@
 I/Os are normalised as Hyper-V's storage QoS counts them: every 8 KiB of a request, begun ones included, is one. A
 *flow* is what a policy is applied to: one disk under a dedicated policy, all its disks together under an aggregated
 one. A maximum is a token bucket that holds ``burst_s`` seconds of the rate. A minimum is kept by ``Balance``: a flow
-draws on its reserve first; what is not covered by a reserve draws on a *surplus* that all flows share, and that is cut
-while a flow falls short of its minimum though it asks for more and the pool has no more to give. Nothing here looks at
-a clock: times are passed in.
+draws on its reserves first, one of I/Os and one of bytes; what is not covered by a reserve draws on a *surplus* that
+all flows share, and that is cut while a flow falls short of its minimum though it asks for more and the pool has no
+more to give. Nothing here looks at a clock: times are passed in.
 """
 
 from __future__ import annotations
@@ -46,28 +46,37 @@ def ios_of(length: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class QosPolicy:
-    """None: without that bound. ``max_bytes_per_s`` and the I/Os hold at once."""
+    """None: without that bound. Bounds in I/Os and in bytes hold at once, maximums and minimums alike."""
 
     max_iops: int | None = None
     min_iops: int | None = None
     max_bytes_per_s: int | None = None
     burst_s: float = 1.0
     aggregated: bool = False
+    min_bytes_per_s: int | None = None
+
+    @property
+    def has_minimum(self) -> bool:
+        return self.min_iops is not None or self.min_bytes_per_s is not None
 
     def checked(self) -> QosPolicy:
         """Raises ``Invalid`` (``qos.policy``)."""
-        for name in ("max_iops", "min_iops", "max_bytes_per_s"):
+        for name in ("max_iops", "min_iops", "max_bytes_per_s", "min_bytes_per_s"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise Invalid("qos.policy", f"{name} cannot be {value}", remedy="give at least 1, or none")
         if not MIN_BURST_S <= self.burst_s <= MAX_BURST_S:
             raise Invalid("qos.policy", f"a burst of {self.burst_s} s cannot be", remedy="give 0.05 to 3600 s")
-        if self.max_iops is not None and self.min_iops is not None and self.min_iops > self.max_iops:
-            raise Invalid(
-                "qos.policy",
-                f"the minimum of {self.min_iops} I/Os is above the maximum of {self.max_iops}",
-                remedy="raise the maximum or lower the minimum",
-            )
+        for least, most, what in (
+            (self.min_iops, self.max_iops, "I/Os"),
+            (self.min_bytes_per_s, self.max_bytes_per_s, "bytes"),
+        ):
+            if least is not None and most is not None and least > most:
+                raise Invalid(
+                    "qos.policy",
+                    f"the minimum of {least} {what} is above the maximum of {most}",
+                    remedy="raise the maximum or lower the minimum",
+                )
         return self
 
     @classmethod
@@ -125,6 +134,7 @@ class Flow:
         "_ios",
         "_last_slice",
         "_reserve",
+        "_reserve_bytes",
         "_surplus",
         "busy_slices",
         "content_s",
@@ -134,7 +144,8 @@ class Flow:
         "pressed",
         "short_since",
         "taken",
-        "trial_rate",
+        "taken_bytes",
+        "trial_share",
         "trials",
         "waited",
     )
@@ -147,8 +158,10 @@ class Flow:
         self._ios = Bucket(policy.max_iops, burst, now) if policy.max_iops else None
         self._bytes = Bucket(policy.max_bytes_per_s, burst, now) if policy.max_bytes_per_s else None
         self._reserve = Bucket(policy.min_iops, TICK_S, now) if policy.min_iops else None
-        self.taken = 0
-        """Normalised I/Os since the last tick; below, slices in which there were any, and in which it had to wait."""
+        self._reserve_bytes = Bucket(policy.min_bytes_per_s, TICK_S, now) if policy.min_bytes_per_s else None
+        self.taken = self.taken_bytes = 0
+        """Normalised I/Os and bytes since the last tick; below, slices in which there were any, and whether it had to
+        wait."""
         self.busy_slices = 0
         self.waited = False
         self.pressed = False
@@ -158,7 +171,7 @@ class Flow:
         self.content_until = 0.0
         self.content_s = _CONTENT_S
         self.trials = 0
-        self.trial_rate = 0.0
+        self.trial_share = 0.0
 
     def ask(self, length: int, now: float) -> float:
         """Take what a request of ``length`` bytes costs and return 0, or say how long to wait and take nothing."""
@@ -171,23 +184,43 @@ class Flow:
             self.waited = True
             return wait
         cost = ios_of(length)
-        if self._reserve is not None and not self._reserve.wait_s(now):
-            self._reserve.take(cost)
-        elif wait := self._surplus.ask(cost, now):
+        if not self._is_reserved(cost, length, now) and (wait := self._surplus.ask(cost, now)):
             return wait
         if self._ios is not None:
             self._ios.take(cost)
         if self._bytes is not None:
             self._bytes.take(length)
         self.taken += cost
+        self.taken_bytes += length
         number = int(now / SLICE_S)
         if number != self._last_slice:
             self._last_slice = number
             self.busy_slices += 1
         return 0.0
 
+    def _is_reserved(self, cost: int, length: int, now: float) -> bool:
+        """Whether one of its reserves covers a request; all that are not in debt are drawn on."""
+        covered = False
+        if self._reserve is not None and not self._reserve.wait_s(now):
+            self._reserve.take(cost)
+            covered = True
+        if self._reserve_bytes is not None and not self._reserve_bytes.wait_s(now):
+            self._reserve_bytes.take(length)
+            covered = True
+        return covered
+
+    def share(self, since: float) -> float:
+        """What it took since the last tick, ``since`` seconds ago, as a share of its minimum; 1 where it has none."""
+        policy = self.policy
+        shares = [1.0]
+        if policy.min_iops is not None:
+            shares.append(self.taken / since / policy.min_iops)
+        if policy.min_bytes_per_s is not None:
+            shares.append(self.taken_bytes / since / policy.min_bytes_per_s)
+        return min(shares)
+
     def new_tick(self) -> None:
-        self.taken = self.busy_slices = 0
+        self.taken = self.taken_bytes = self.busy_slices = 0
         self.waited = self.pressed = False
 
 
@@ -241,14 +274,13 @@ class Balance:
         self.surplus.taken = 0
 
     def _falls_short(self, flow: Flow, since: float, saturated: bool, now: float) -> bool:
-        minimum = flow.policy.min_iops
-        if minimum is None:
+        if not flow.policy.has_minimum:
             return False
-        rate = flow.taken / since
+        share = flow.share(since)
         asking = (flow.pressed or flow.busy_slices >= _ASKING * since / SLICE_S) and not flow.waited
         bounded = self.surplus.limit_iops is not None
-        short = rate < _SHORT * minimum and asking and (saturated or bounded)
-        if rate >= minimum:
+        short = share < _SHORT and asking and (saturated or bounded)
+        if share >= 1:
             flow.content_s = _CONTENT_S
         if not short:
             flow.short_since, flow.trials = None, 0
@@ -257,14 +289,14 @@ class Balance:
             return False
         flow.short_since = now if flow.short_since is None else flow.short_since
         if flow.trials == 0:
-            flow.trial_rate = rate
+            flow.trial_share = share
         flow.trials += 1
         if flow.trials > _TRIAL_TICKS:
-            if rate < _BETTER * flow.trial_rate and not (saturated and self._at_floor()):
+            if share < _BETTER * flow.trial_share and not (saturated and self._at_floor()):
                 flow.content_until, flow.trials, flow.short_since = now + flow.content_s, 0, None
                 flow.content_s = min(2 * flow.content_s, _MAX_CONTENT_S)
                 return False
-            flow.trials, flow.trial_rate = 1, rate
+            flow.trials, flow.trial_share = 1, share
         return True
 
     def _at_floor(self) -> bool:

@@ -9,11 +9,13 @@ from innkeeper.fabric.layout import (
     HOLE,
     KIND_EXTENT,
     KIND_PIECE,
+    KIND_SHIFT,
     KIND_SPLIT,
     PAGE,
     PAGES_PER_BLOCK,
     ZERO_BLOCK,
     ZERO_PAGE,
+    Root,
     corrupt,
     crc32c,
     entry_kind,
@@ -22,10 +24,14 @@ from innkeeper.fabric.maps import block_entry, leaf_entry, sub_table
 from innkeeper.fabric.oplog import OpLog
 from innkeeper.fabric.store import GroupStore, WouldBlock
 from innkeeper.model.problems import Corrupt
+from innkeeper.system.files import Buffer
 
 BULK_PAGES = 64
 """Longer reads do not fill the content cache: keeping 1 MiB costs more than reading it out of the page cache (fresh
 memory has to be found for it), and who reads so much at once seldom reads it again."""
+MOST_LEAF_BYTES = 4 << 20
+"""Of the map pages that the event loop remembers by itself."""
+PAGES_PER_LEAF = FANOUT * PAGES_PER_BLOCK
 LEAF_SPAN = FANOUT * BLOCK
 """Bytes of a disk that one leaf map page stands for."""
 DATA_FLAGS = 0
@@ -39,13 +45,47 @@ class Reader:
     def __init__(self, log: OpLog, store: GroupStore) -> None:
         self._log = log
         self._store = store
+        self._leaves: dict[int, dict[int, memoryview | None]] = {}
+        """Leaf map pages (None: all holes) that ``page_in_memory`` used, by their numbers, by the roots' entries."""
+        self._leaf_bytes = 0
 
     def page(self, view: View, page: int, *, nowait: bool = False) -> bytes:
         """One page of 4 KiB."""
         value = find(view.layers, page)
         if value is None:
             return self._mapped(view, page, 1, nowait)
+        if value < 0:
+            return self._store.extent_pages(-value, page % PAGES_PER_BLOCK, 1, nowait=nowait)
         return self._logged(value, 1, (value & CRC_MASK,), nowait) if value else ZERO_PAGE
+
+    def page_in_memory(self, view: View, page: int) -> Buffer:
+        """As ``page``, without waiting, and quicker; for the event loop only. The buffer may be part of a longer one.
+
+        A root's entry names the same map for ever, so what was found below it once need not be looked up again.
+        """
+        if find(view.layers, page) is not None:
+            return self.page(view, page, nowait=True)
+        root = view.root
+        known = self._leaves.get(root.entry)
+        number = page // PAGES_PER_LEAF
+        leaf = self._find_leaf(root, number) if known is None or number not in known else known[number]
+        if leaf is None:
+            return ZERO_PAGE
+        entry = leaf[page // PAGES_PER_BLOCK % FANOUT]
+        if entry >> KIND_SHIFT == KIND_EXTENT:
+            return self._store.extent_page(entry, page % PAGES_PER_BLOCK)
+        return self._mapped(view, page, 1, True)
+
+    def _find_leaf(self, root: Root, number: int) -> memoryview | None:
+        """A leaf by way of the nodes above it; remembered."""
+        entry = leaf_entry(self._store, root, number, nowait=True)
+        leaf = self._store.map_page(entry, nowait=True) if entry else None
+        self._leaf_bytes += 200 + (leaf.nbytes if leaf is not None else 0)
+        if self._leaf_bytes > MOST_LEAF_BYTES:
+            self._leaves.clear()
+            self._leaf_bytes = 0
+        self._leaves.setdefault(root.entry, {})[number] = leaf
+        return leaf
 
     def pages(self, view: View, first: int, count: int, *, nowait: bool = False) -> list[bytes]:
         """``count`` pages from ``first`` on, as buffers that follow each other."""
@@ -61,12 +101,18 @@ class Reader:
                 while page < end and find(layers, page) is None:
                     page += 1
                 self._mapped_run(view, start, page, nowait, parts)
+            elif value < 0:
+                within = start % PAGES_PER_BLOCK
+                while page < end and page % PAGES_PER_BLOCK and find(layers, page) == value:
+                    page += 1
+                keep = count <= BULK_PAGES
+                parts.append(self._store.extent_pages(-value, within, page - start, nowait=nowait, keep=keep))
             elif value:
                 crcs = [value & CRC_MASK]
                 position = value >> POSITION_SHIFT
                 while page < end:
                     after = find(layers, page)
-                    if not after or after >> POSITION_SHIFT != position + page - start:
+                    if not after or after < 0 or after >> POSITION_SHIFT != position + page - start:
                         break
                     crcs.append(after & CRC_MASK)
                     page += 1
@@ -195,7 +241,8 @@ def _touched_leaves(view: View, offset: int, end: int) -> set[int]:
             if not layer.empty:
                 touched.add(first)
             continue
-        touched.update(leaf for leaf in {page // pages for page in list(layer.pages)} if first <= leaf <= last)
+        written = {page // pages for page in list(layer.pages)} | {block // FANOUT for block in list(layer.blocks)}
+        touched.update(leaf for leaf in written if first <= leaf <= last)
         for low, high in layer.zeros.within(offset // PAGE, -(-end // PAGE)):
             touched.update(range(low // pages, (high - 1) // pages + 1))
     return touched

@@ -28,7 +28,7 @@ from innkeeper.fabric.marks import Slots
 from innkeeper.fabric.meta import GroupRow
 from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.store import LIVE
-from innkeeper.system.files import Buffer, FileSystem, write_all
+from innkeeper.system.files import Buffer, File, write_all
 
 CHUNK_BYTES = 1 << 20
 NOTHING: Mapping[int, bytes] = MappingProxyType({})
@@ -36,23 +36,23 @@ AS_THEY_ARE: Mapping[int, Policy] = MappingProxyType({})
 
 
 def write_generation(
-    files: FileSystem,
-    path: str,
+    file: File,
     pool_id: UUID,
     row: GroupRow,
     table: SlotTable,
     live: Slots,
     instead: Mapping[int, bytes] = NOTHING,
     policies: Mapping[int, Policy] = AS_THEY_ARE,
+    notes: list[Note] | None = None,
 ) -> GroupRow:
-    """Write generation N + 1 of the group in ``row`` to ``path`` and sync it; returns its row.
+    """Write generation N + 1 of the group in ``row`` to an empty file and sync it; returns its row.
 
     ``instead``: extents (64 KiB) by slot, put in the place of damaged ones. ``policies``: what extents are packed by
-    anew, by slot. The notes of roots go with it, so that meta can be rebuilt. Raises ``Corrupt``, ``OSError``.
+    anew, by slot. The notes of roots go with it, those in its frames or ``notes``, so that meta can be rebuilt.
+
+    Raises ``Corrupt``, ``OSError``.
     """
     generation = row.generation + 1
-    file = files.open(path, create=True)
-    file.truncate(0)
     buffers: list[Buffer] = [encode_header(pool_id, row.number, generation)]
     offset, flushed = PAGE, 0
     rows, aux = bytearray(), bytearray()
@@ -82,7 +82,7 @@ def write_generation(
         aux_base=0,
         rows=bytes(rows),
         aux=bytes(aux),
-        notes=_notes(table, row),
+        notes=_notes(table, row) if notes is None else notes,
     )
     buffers.append(frame)
     write_all(file, buffers, flushed)

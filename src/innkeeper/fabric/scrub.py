@@ -15,22 +15,23 @@ from typing import Any
 
 from blake3 import blake3
 
-from innkeeper.fabric.figures import PoolFigures
 from innkeeper.fabric.groups import ITEM_EXTENT, ITEM_MAP, ITEM_PIECE, SlotTable, check_header
 from innkeeper.fabric.items import is_dead, wrong_with
+from innkeeper.fabric.layers import View
 from innkeeper.fabric.layout import (
     BLOCK,
     KIND_EXTENT,
     PAGE,
     PAGES_PER_BLOCK,
     SLOT_BITS,
-    Root,
     entry_place,
     pack_entry,
 )
 from innkeeper.fabric.marks import Marks, present
+from innkeeper.fabric.moves import PoolMoves
+from innkeeper.fabric.objects import StoreError
 from innkeeper.fabric.space import Limits
-from innkeeper.model.problems import Failed, Invalid, NotFound, Problem
+from innkeeper.model.problems import Failed, Invalid, NotFound, Problem, Unavailable
 from innkeeper.system.clock import Activity
 from innkeeper.system.files import Io
 
@@ -54,7 +55,7 @@ class Damage:
     what: str
 
 
-class PoolScrub(PoolFigures):
+class PoolScrub(PoolMoves):
     """Scrub and repair."""
 
     _scrubber: Activity | None = None
@@ -148,11 +149,17 @@ class PoolScrub(PoolFigures):
         if row is None:
             return
         path = self.store.path(number)
+        began = self.io.clock.monotonic()
         try:
-            file = self.io.files.open(path)
+            file = self.store.open(row)
             check_header(file.pread(PAGE, 0), self.pool_id, number, row.generation, path)
             table = SlotTable.load(file, number, row.generation, row.last_frame)
             assert table is not None
+            found = list(self._damaged_in(table))
+        except StoreError as away:
+            raise Unavailable(
+                "device.unreachable", f"{path} cannot be read", cause=str(away), remedy="look at the object store"
+            ) from away
         except FileNotFoundError:
             if self.store.rows.get(number) is row:
                 self._damage[number, None] = Damage(number, None, "group", path, 0, None, "the file is not there")
@@ -160,15 +167,15 @@ class PoolScrub(PoolFigures):
         except (Problem, OSError) as broken:
             self._damage[number, None] = Damage(number, None, "group", path, 0, None, str(broken))
             return
-        found = list(self._damaged_in(table))
         self.meters.scrubbed_bytes += row.size_bytes
+        self.meters.scrub_s.add(self.io.clock.monotonic() - began)
         for damage in found:
             self._damage[number, damage.slot] = damage
         self._match_no_more(found)
         copies = {damage.slot: self._copy(damage) for damage in found if damage.slot is not None}
         for slot, data in copies.items():
             if data is not None and not self.read_only:
-                self._put_right(number, slot, data)
+                self.put_right(number, slot, data)
 
     def _damaged_in(self, table: SlotTable) -> list[Damage]:
         found = []
@@ -198,10 +205,15 @@ class PoolScrub(PoolFigures):
             self._fingerprints.remove(gone)
 
     def _copy(self, damage: Damage) -> bytes | None:
-        """The content of a damaged extent out of the cache, or of another extent that has the same."""
+        """The content of a damaged extent out of the cache, its group's fast copy, or another extent that has the
+        same."""
         if damage.hash is None or damage.slot is None:
             return None
-        data = self.store.content.get(pack_entry(KIND_EXTENT, damage.group, damage.slot))
+        entry = pack_entry(KIND_EXTENT, damage.group, damage.slot)
+        data = self.store.content.get(entry)
+        if data is None and damage.group in self.copies.held():
+            with suppress(Problem, OSError):  # it is damaged too
+                data = self.store.extent_pages(entry, 0, PAGES_PER_BLOCK)
         if data is None and self._fingerprints is not None:
             place = self._fingerprints.find(bytes.fromhex(damage.hash))
             if place is not None:
@@ -236,9 +248,9 @@ class PoolScrub(PoolFigures):
             return []
         with self.maintenance:
             with self.catalog.admin:
-                roots = {disk.id: disk.open.view.root for disk in self.catalog.disks.values()}
-                roots |= {each.id: each.frozen.view.root for each in self.catalog.snapshots.values()}
-            standing = {subject: self._reach(root) for subject, root in roots.items()}
+                views = {disk.id: disk.open.view for disk in self.catalog.disks.values()}
+                views |= {each.id: each.frozen.view for each in self.catalog.snapshots.values()}
+            standing = {subject: self._reach(view) for subject, view in views.items()}
             told = []
             for each in found:
                 subjects = sorted(subject for subject, marks in standing.items() if _needs(marks, each))
@@ -248,10 +260,12 @@ class PoolScrub(PoolFigures):
                     self._damage.pop((each.group, each.slot), None)
         return told
 
-    def _reach(self, root: Root) -> Marks | None:
-        """What a root reaches; None where its map cannot be read."""
+    def _reach(self, view: View) -> Marks | None:
+        """What a view reaches; None where its map cannot be read."""
         try:
-            return Marks.of_roots(self.store, [root])
+            marks = Marks.of_roots(self.store, [view.root])
+            marks.add_layers(view.layers)
+            return marks
         except (Problem, OSError):
             return None
 
@@ -265,14 +279,15 @@ class PoolScrub(PoolFigures):
             data = base64.b64decode(data_base64, validate=True)
         except ValueError as wrong:
             raise Invalid("repair.hash", "the data is no base64", cause=str(wrong)) from wrong
-        return {"repaired": self._put_right(group, slot, data)}
+        return {"repaired": self.put_right(group, slot, data)}
 
-    def _put_right(self, group: int, slot: int, data: bytes) -> bool:
+    def put_right(self, group: int, slot: int, data: bytes) -> bool:
+        """Put a damaged extent right with its content; False where it is sound. Raises as ``repair``."""
         with self.maintenance:
             row = self.store.rows.get(group)
             if row is None:
                 raise NotFound("repair.not_found", f"there is no group {group} any more", remedy="nothing needs repair")
-            table = self.store.table(group)
+            table = self.store.own_table(group)
             digest = table.extent_hash(slot)
             if digest is None:
                 raise NotFound("repair.not_found", f"group {group} has no extent in slot {slot}", remedy="scrub again")
@@ -281,8 +296,11 @@ class PoolScrub(PoolFigures):
             if wrong_with(table, slot, table.row(slot)) is None:
                 self._damage.pop((group, slot), None)
                 return False
-            if group in self.writers.numbers:
+            if group in self.busy_groups:
                 self.writers.leave(row.device)
+                self.bypass.leave(row.device)
+                self.settle_groups()
+                row, table = self.store.rows[group], self.store.own_table(group)
             try:
                 self.rewrite(row, table, present(table), self.devices.all[row.device], {slot: data})
             except OSError as refused:

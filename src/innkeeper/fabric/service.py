@@ -1,4 +1,4 @@
-"""The fabric's process: a pool, its NBD server and its control socket in one event loop.
+"""The fabric's process: its pools, their NBD server and its control socket in one event loop.
 
     python -m innkeeper.fabric.service --state-dir DIR      started by the keeper, which passes the listening NBD socket
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -21,12 +22,15 @@ import uvloop
 
 from innkeeper.fabric.control_socket import ControlSocket
 from innkeeper.fabric.keeper import LISTEN_FD, listen
+from innkeeper.fabric.moving import settle_moves
 from innkeeper.fabric.nbd.server import NbdServer
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.pools import Pools
 from innkeeper.model.problems import Problem
 from innkeeper.system import logs
 from innkeeper.system.files import Io
 from innkeeper.system.paths import Paths
+from innkeeper.system.priority import ahead
 from innkeeper.system.sdnotify import notify
 
 log = logging.getLogger(__name__)
@@ -48,10 +52,10 @@ def _ending() -> asyncio.Event:
     return ending
 
 
-async def serve_export(pool: Pool, listener: socket.socket) -> None:
-    """Serve an open pool over NBD only, until SIGTERM or SIGINT."""
+async def serve_export(pools: Pools, listener: socket.socket) -> None:
+    """Serve open pools over NBD only, until SIGTERM or SIGINT."""
     ending = _ending()
-    nbd = NbdServer(pool, listener)
+    nbd = NbdServer(pools, listener)
     nbd.start()
     try:
         await ending.wait()
@@ -59,11 +63,11 @@ async def serve_export(pool: Pool, listener: socket.socket) -> None:
         await nbd.close()
 
 
-async def serve(pool: Pool, listener: socket.socket, control_path: Path) -> None:
-    """Serve an open pool until SIGTERM, SIGINT or ``shutdown``; the pool is the caller's to close."""
+async def serve(pools: Pools, listener: socket.socket, control_path: Path) -> None:
+    """Serve open pools until SIGTERM, SIGINT or ``shutdown``; they are the caller's to close."""
     ending = _ending()
-    nbd = NbdServer(pool, listener)
-    control = ControlSocket(pool, nbd, control_path, ending.set)
+    nbd = NbdServer(pools, listener)
+    control = ControlSocket(pools, nbd, control_path, ending.set)
     nbd.start()
     await control.start()
     notify("READY=1")
@@ -74,13 +78,36 @@ async def serve(pool: Pool, listener: socket.socket, control_path: Path) -> None
         await nbd.close()
 
 
-def run(pool_path: Path, listener: socket.socket, control_path: Path) -> None:
-    """Open the pool and serve it. Raises what ``Pool.open`` raises."""
-    pool = Pool.open(Io(), str(pool_path))
+def _keep_out_of_the_way() -> None:
+    """Keep what runs beside the event loop from making writes wait.
+
+    Its thread goes before those that drain and pack. It comes back to the interpreter after each system call, from a
+    background thread that may keep it for Python's 5 ms otherwise; and a full collection of garbage, which nobody needs
+    often, looked at 25 ms worth of objects that live as long as the process.
+    """
+    ahead()
+    sys.setswitchinterval(5e-4)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
+    gc.enable()
+
+
+def run(paths: Paths, listener: socket.socket) -> None:
+    """Open the pools and serve them. Raises what ``Pool.open`` raises of the default one."""
+    gc.disable()  # recovery makes objects by the hundred thousand, and keeps them
+    default = Pool.open(Io(), str(paths.pool))
     try:
-        uvloop.run(serve(pool, listener, control_path))
+        pools = Pools(default, str(paths.pool_list))
+    except BaseException:
+        default.close()
+        raise
+    _keep_out_of_the_way()
+    try:
+        settle_moves(pools)
+        uvloop.run(serve(pools, listener, paths.fabric_socket))
     finally:
-        pool.close()
+        pools.close()
 
 
 def main() -> int:
@@ -96,7 +123,7 @@ def main() -> int:
     note.write_text(f"{os.getpid()}\n")
     listener = inherited_listener() or listen(paths.nbd_socket)
     try:
-        run(paths.pool, listener, paths.fabric_socket)
+        run(paths, listener)
     except Problem as problem:
         log.error("%s", problem, extra={"fields": {"problem": problem.as_dict()}})
         return 1

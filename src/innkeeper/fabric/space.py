@@ -9,6 +9,7 @@ so that one that writes without end leaves room for the others (the dynamic thre
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from innkeeper.fabric.catalog import Catalog, Disk
 from innkeeper.fabric.groups import GROUP_BYTES
 from innkeeper.fabric.oplog import SEGMENT_BYTES, OpLog
-from innkeeper.model.problems import NoSpace, Problem, Unavailable
+from innkeeper.model.problems import Failed, NoSpace, Problem, Unavailable
 
 if TYPE_CHECKING:
     from innkeeper.fabric.devices import Devices
@@ -70,7 +71,7 @@ class PoolSpace:
     def log_room_of(self, disk: Disk) -> int:
         """The same for one disk, which shares the log with others."""
         room = self.log_room()
-        return min(room, LOG_SHARE * room - disk.undrained_bytes)
+        return min(room, LOG_SHARE * room - disk.logged_bytes)
 
     # -- admission -------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class PoolSpace:
     def check_promises(self, more_bytes: int = 0) -> None:
         """Raises ``NoSpace`` (``pool.promised``) unless all that is promised, and ``more_bytes``, is free."""
         promised, room = self.promised_bytes() + more_bytes, self.free_bytes() - self._reserved_bytes()
-        if promised > room:
+        if promised > max(0, room):
             raise NoSpace(
                 "pool.promised",
                 "the pool cannot promise that much",
@@ -215,6 +216,20 @@ class PoolSpace:
     def _reserved_bytes(self) -> int:
         """What the drain of all undrained writes may take at worst, the log's growth, and the headroom."""
         return 2 * (self.log.used_bytes + self._pending_bytes) + self._home_reserve_bytes()
+
+
+def unusable(path: str, refused: OSError) -> Problem:
+    """The problem of a pool whose files cannot be opened or made."""
+    what, cause = f"the pool in {path} cannot be opened", str(refused)
+    if refused.errno == errno.EROFS:
+        remedy = "mount it writable: mount -o remount,rw"
+        return Failed(
+            "pool.read_only_files", f"{what}: its file system is mounted read-only", cause=cause, remedy=remedy
+        )
+    if refused.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free space there; a pool needs some 64 MiB to begin with"
+        return NoSpace("pool.full", f"{what}: its file system is full", cause=cause, remedy=remedy)
+    return Failed("pool.unusable", what, cause=cause, remedy="look at its disk")
 
 
 def _with_overhead(data_bytes: int) -> int:

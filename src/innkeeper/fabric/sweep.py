@@ -19,18 +19,16 @@ from typing import Any
 import numpy as np
 
 from innkeeper.fabric.devices import Device
-from innkeeper.fabric.groups import (
-    ROW_BYTES,
-    SlotTable,
-    group_path,
-)
+from innkeeper.fabric.groups import ROW_BYTES, SlotTable
 from innkeeper.fabric.layout import (
     PAGE,
     SLOT_BITS,
 )
 from innkeeper.fabric.marks import Marks, Slots
 from innkeeper.fabric.meta import GroupRow
-from innkeeper.fabric.rewrite import NOTHING, write_generation
+from innkeeper.fabric.policy import Policy
+from innkeeper.fabric.rewrite import AS_THEY_ARE, NOTHING, write_generation
+from innkeeper.fabric.shelves import Draft
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.store import LIVE
 from innkeeper.fabric.upkeep import PoolUpkeep
@@ -113,6 +111,8 @@ class PoolSweep(PoolUpkeep):
         try:
             with self.maintenance:
                 marks, chosen, holds = self._choose(compact_below)
+            if chosen:  # a power cut must not take the writes that made dead what is taken back
+                self.sync_blocking(self.log.sequence)
             for number in chosen:
                 began = self.io.clock.monotonic()
                 with self.maintenance:
@@ -130,6 +130,7 @@ class PoolSweep(PoolUpkeep):
                         self._remove(row, table)
                         removed += 1
                     freed += before - after
+                self.meters.sweep_s.add(self.io.clock.monotonic() - began)
                 if gentle:
                     self.io.clock.sleep(min(MOST_REST_S, self.rest_after(self.io.clock.monotonic() - began)))
         except OSError as refused:
@@ -137,7 +138,7 @@ class PoolSweep(PoolUpkeep):
                 raise NoSpace("pool.full", f"the sweep of {self.path} has no room", cause=str(refused)) from refused
             raise Failed("sweep.failed", f"the sweep of {self.path} failed", cause=str(refused)) from refused
         finally:
-            for row in self.store.rows.values():
+            for row in list(self.store.rows.values()):
                 if row.state == CLOSING:
                     row.state = LIVE
         self.meters.sweeps += 1
@@ -150,13 +151,19 @@ class PoolSweep(PoolUpkeep):
 
     def _choose(self, compact_below: float) -> tuple[Marks, list[int], frozenset[str]]:
         """Mark, and set the groups worth the work to ``closing``, those with least to copy first."""
+        open_numbers = self.busy_groups
+        for row in [row for number, row in list(self.store.rows.items()) if number not in open_numbers]:
+            row.state = CLOSING  # before the mark: a stream finds nothing in them that the mark does not see
+        in_flight = self.bypass.in_flight()
         with self.catalog.admin:
             roots = self.catalog.roots()
             holds = frozenset(self.catalog.holds)
-            held_roots = [self.catalog.snapshots[each].frozen.view.root for each in set(self.catalog.holds.values())]
+            layers = list(self.catalog.layers)
+        named = {number for layer in layers for number in list(layer.groups)}
         marks = Marks.of_roots(self.store, roots)
-        held = set(Marks.of_roots(self.store, held_roots).live)
-        open_numbers = self.writers.numbers
+        marks.add_layers(layers)
+        marks.add(np.array(in_flight, dtype=np.uint64))
+        held = self._held_groups()
         chosen: list[tuple[float, int]] = []
         live_total = 0
         for number, row in sorted(self.store.rows.items()):
@@ -172,20 +179,32 @@ class PoolSweep(PoolUpkeep):
                 chosen.append((share, number))
             elif number not in held and not live:
                 chosen.append((0.0, number))
+        chosen = [(share, number) for share, number in chosen if share or number not in named]
         self._live_bytes = live_total
         chosen.sort()
-        for _, number in chosen:
-            self.store.rows[number].state = CLOSING
+        closing = {number for _, number in chosen}
+        for number, row in list(self.store.rows.items()):
+            if row.state == CLOSING and number not in closing:
+                row.state = LIVE
         return marks, [number for _, number in chosen], holds
+
+    def _held_groups(self) -> set[int]:
+        """Groups that a held snapshot reaches: who holds it may read their files directly."""
+        with self.catalog.admin:
+            views = [self.catalog.snapshots[each].frozen.view for each in set(self.catalog.holds.values())]
+        marks = Marks.of_roots(self.store, [view.root for view in views])
+        for view in views:
+            marks.add_layers(view.layers)
+        return set(marks.live)
 
     def _remove(self, row: GroupRow, table: SlotTable) -> None:
         with self.catalog.admin, self.catalog.meta.transaction() as change:
             change.run("DELETE FROM groups WHERE number=?", (row.number,))
-        path = self.store.path(row.number)
         del self.store.rows[row.number]
         self.store.forget(row.number)
+        self.copies.drop(row.number)
         self._forget_hashes(table, np.zeros(table.slots, dtype=np.bool_))
-        self.io.files.unlink(path)
+        self.devices.shelf(row.device).remove(row)
 
     def _compact(self, row: GroupRow, table: SlotTable, live: Slots) -> int:
         """Write generation N + 1 with only the live items; returns its size."""
@@ -203,25 +222,45 @@ class PoolSweep(PoolUpkeep):
         Under ``maintenance``. Readers that have the old one open finish. Returns its size. Raises ``Corrupt``,
         ``OSError`` and what a meta transaction raises; then the old one stays.
         """
-        path = group_path(device.groups, row.number, row.generation + 1)
-        try:
-            fresh = write_generation(self.io.files, path, self.pool_id, row, table, live, instead)
-            self.swap_in(replace(fresh, device=device.id))
-        except BaseException:
-            with suppress(OSError):  # what cannot be removed now goes when the pool is opened again
-                self.io.files.unlink(path)
-            raise
+        draft, fresh = self.written(row, table, live, device, instead)
+        self.swap_in(fresh, draft)
         return fresh.size_bytes
 
-    def swap_in(self, fresh: GroupRow) -> None:
-        """Let a group's next generation, which is written and synced, take the present one's place."""
-        self.io.files.sync_dir(self.devices.all[fresh.device].groups)
-        with self.catalog.admin, self.catalog.meta.transaction() as change:
-            change.put_group(fresh)
-        old_path = self.store.path(fresh.number)
+    def written(
+        self,
+        row: GroupRow,
+        table: SlotTable,
+        live: Slots,
+        device: Device,
+        instead: Mapping[int, bytes] = NOTHING,
+        policies: Mapping[int, Policy] = AS_THEY_ARE,
+    ) -> tuple[Draft, GroupRow]:
+        """The next generation of a group, on the medium of ``device`` but without a place yet, and its row."""
+        if table.copied:  # what is damaged in a copy is to go no further
+            table = self.store.own_table(row.number)
+        draft = self.devices.shelf(device.id).draft(row.number, row.generation + 1)
+        try:
+            fresh = write_generation(draft.file, self.pool_id, row, table, live, instead, policies)
+            return draft, draft.finish(replace(fresh, device=device.id))
+        except BaseException:
+            draft.abandon()
+            raise
+
+    def swap_in(self, fresh: GroupRow, draft: Draft) -> None:
+        """Let a group's next generation take the present one's place; what fails before that leaves nothing of it."""
+        old = self.store.rows[fresh.number]
+        try:
+            draft.publish()
+            with self.catalog.admin, self.catalog.meta.transaction() as change:
+                change.put_group(fresh)
+        except BaseException:
+            draft.abandon()
+            raise
         self.store.rows[fresh.number] = fresh
         self.store.forget(fresh.number)
-        self.io.files.unlink(old_path)
+        self.copies.drop(fresh.number)
+        with suppress(OSError):  # what stays goes when the pool is opened again
+            self.devices.shelf(old.device).remove(old)
 
     def _forget_hashes(self, table: SlotTable, live: Slots) -> None:
         gone = []

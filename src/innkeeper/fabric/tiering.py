@@ -3,7 +3,8 @@
 Nutanix's rules, as published: above 75 % of the fast tier the coldest data goes down, the larger of "to 75 %" and 15 %
 of the tier; data on the slow tier that was touched 3 times at random, or 10 times by long reads, within 10 minutes goes
 up, where a touch is a span of 10 s in which it was read, however often. A device that is being drained gives up all,
-and what is bound to a tier goes there and stays, as long as that has room.
+and what is bound to a tier goes there and stays, as long as that has room. What is hot where it stays, in an object
+store or bound to the slow tier, gets a copy on the fast one instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ HIGH_PERCENT = 75
 DOWN_PERCENT = 15
 FULL_PERCENT = 95
 """No device is filled beyond this by moves."""
+COPY_PERCENT = 20
+"""What fast copies may take of the fast tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class DeviceFacts:
     total_bytes: int
     free_bytes: int
     volume: int | None = None
+    remote: bool = False
+    """An object store: it holds as much as it is given, and is the last resort of the slow tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +114,15 @@ class Heat:
 
 def due(devices: Sequence[DeviceFacts], hot: bool) -> bool:
     """Whether a plan could have any move in it; ``hot``: there are hot groups."""
-    return hot or any(device.state == DRAINING or _too_full(device, device.free_bytes) for device in devices)
+    below = any(device.remote for device in devices)
+    return hot or any(device.state == DRAINING or _too_full(device, device.free_bytes, below) for device in devices)
 
 
-def _too_full(device: DeviceFacts, free_bytes: int) -> bool:
+def _too_full(device: DeviceFacts, free_bytes: int, below: bool) -> bool:
+    """Whether a device is to give the coldest away; ``below``: there is an object store below the slow devices."""
     used = device.total_bytes - free_bytes
-    return device.tier == FAST and used * 100 > HIGH_PERCENT * device.total_bytes
+    gives = device.tier == FAST or (below and not device.remote)
+    return gives and used * 100 > HIGH_PERCENT * device.total_bytes
 
 
 def plan(devices: Sequence[DeviceFacts], groups: Sequence[GroupFacts]) -> list[Move]:
@@ -155,37 +163,44 @@ class _Planner:
                 self._move(group, self._target(group.bound, group.size_bytes, FULL_PERCENT, here))
 
     def down(self) -> None:
-        """The coldest of fast devices that are too full go down."""
-        for device in self._online:
+        """The coldest of devices that are too full go down: fast, slow, object store."""
+        below = any(device.remote for device in self._online)
+        for device in sorted(self._online, key=lambda each: each.tier != SLOW):
             used = device.total_bytes - self._free[device.id]
-            if not _too_full(device, self._free[device.id]):
+            if not _too_full(device, self._free[device.id], below):
                 continue
             wanted = max(used - HIGH_PERCENT * device.total_bytes // 100, DOWN_PERCENT * device.total_bytes // 100)
             for group in self._groups:
                 if wanted <= 0:
                     break
-                if group.device != device.id or group.hot or group.bound:
+                stays = group.hot or (group.bound != "" and (group.bound, device.tier) != (SLOW, SLOW))
+                if group.device != device.id or stays:
                     continue
                 if self._move(group, self._target(SLOW, group.size_bytes, FULL_PERCENT, device)):
                     wanted -= group.size_bytes
 
     def up(self) -> None:
-        """What is hot on slow devices goes up, the hottest first."""
+        """What is hot on slow directories goes up, the hottest first."""
         for group in reversed(self._groups):
             here = self._by_id[group.device]
-            if group.hot and not group.bound and here.tier == SLOW and here.state == ONLINE:
+            if group.hot and not group.bound and here.tier == SLOW and here.state == ONLINE and not here.remote:
                 self._move(group, self._target(FAST, group.size_bytes, HIGH_PERCENT, here))
 
     def _target(self, tier: str, size: int, percent: int, away_from: DeviceFacts | None = None) -> DeviceFacts | None:
-        """The device of a tier with most room that is then filled to ``percent`` at most, on another file system."""
+        """The device of a tier with most room that is then filled to ``percent`` at most, on another file system.
+
+        A store only where no disk has room, and for what goes on from a slow disk.
+        """
+        on_slow = away_from is not None and away_from.tier == SLOW and not away_from.remote
         fit = [
             device
             for device in self._online
             if device.tier == tier
             and (self._free[device.id] - size) * 100 >= (100 - percent) * device.total_bytes
             and (away_from is None or device.volume is None or device.volume != away_from.volume)
+            and (device.remote or not (on_slow and tier == SLOW))
         ]
-        return max(fit, key=lambda device: (self._free[device.id], device.id), default=None)
+        return max(fit, key=lambda device: (not device.remote, self._free[device.id], device.id), default=None)
 
     def _move(self, group: GroupFacts, to: DeviceFacts | None) -> bool:
         if to is None:
@@ -194,3 +209,49 @@ class _Planner:
         self._free[to.id] -= group.size_bytes
         self._free[group.device] += group.size_bytes
         return True
+
+
+def copy_budget(devices: Sequence[DeviceFacts], copied_bytes: int) -> int:
+    """How many bytes fast copies may take in all: a share of the fast tier, and none of what keeps it from being too
+    full. ``copied_bytes``: what they take now."""
+    volumes = {
+        (device.volume if device.volume is not None else device.id): (device.total_bytes, device.free_bytes)
+        for device in devices
+        if device.tier == FAST and device.state == ONLINE
+    }
+    total = sum(size for size, _ in volumes.values())
+    others = total - sum(free for _, free in volumes.values()) - copied_bytes
+    return max(0, min(COPY_PERCENT * total // 100, HIGH_PERCENT * total // 100 - others))
+
+
+def wants_copy(group: GroupFacts, here: DeviceFacts) -> bool:
+    """Whether a group is hot where it stays: in an object store, or bound to the slow tier."""
+    stays = here.remote or group.bound == SLOW
+    return group.hot and here.tier == SLOW and here.state == ONLINE and stays and group.bound != FAST
+
+
+def plan_copies(wanted: Sequence[GroupFacts], held: Sequence[GroupFacts], budget: int) -> tuple[list[int], list[int]]:
+    """(copies to drop, groups to copy), by number. ``wanted``: groups that are to have a copy; ``held``: those that do.
+
+    What is no longer wanted goes first, the coldest before all, and only where its room is needed; what is wanted and
+    has a copy keeps it unless the budget shrinks.
+    """
+    hot = {group.number for group in wanted}
+    kept = {group.number for group in held}
+    used = sum(group.size_bytes for group in held)
+    going = sorted(held, key=lambda group: (group.number in hot, group.touched_at, group.number))
+    drop: list[int] = []
+    make: list[int] = []
+    while going and used > budget:
+        used -= going[0].size_bytes
+        drop.append(going.pop(0).number)
+    for group in sorted(wanted, key=lambda each: (-each.touched_at, each.number)):
+        if group.number in kept or group.size_bytes > budget:
+            continue
+        while going and going[0].number not in hot and used + group.size_bytes > budget:
+            used -= going[0].size_bytes
+            drop.append(going.pop(0).number)
+        if used + group.size_bytes <= budget:
+            used += group.size_bytes
+            make.append(group.number)
+    return drop, make

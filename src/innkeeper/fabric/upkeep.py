@@ -25,6 +25,11 @@ from innkeeper.system.files import Io
 
 DRAIN_AT = 0.4
 """Share of the log's bound from which the drain works without being asked."""
+MOST_BLOCKS = 16384
+"""Undrained blocks that went past the log (1 GiB) from which it does so too: they take memory, and time to recover."""
+SYNC_BYTES = 64 << 20
+"""What nobody has flushed after so much was written is put on the medium in the background: a restart reads again from
+the medium whatever was not, before it serves anybody."""
 IDLE_DRAIN_S = 20.0
 SHORT_BYTES = 1 << 30
 """With less room than this, what was removed is swept at once."""
@@ -38,6 +43,8 @@ class PoolUpkeep(PoolControl):
     _drainer_activity: Activity | None = None
     _writer_activity: Activity | None = None
     _last_drain = 0.0
+    _synced_bytes = 0
+    """What had been written when this last synced."""
     _asked: set[str]
     """Disks whose writes somebody waits to see drained."""
     drain_problem: Problem | None = None
@@ -72,7 +79,10 @@ class PoolUpkeep(PoolControl):
             self._drainer_activity.kick()
 
     def _log_is_long(self) -> bool:
-        return self.log.used_bytes > self.limits.log_bytes * DRAIN_AT
+        """Whether the log, or what went past it and stands in layers, is to be drained now."""
+        if self.log.used_bytes > self.limits.log_bytes * DRAIN_AT:
+            return True
+        return sum(len(layer.blocks) for layer in list(self.catalog.layers)) > MOST_BLOCKS
 
     def _room_is_short(self) -> bool:
         return self.room_bytes() < SHORT_BYTES
@@ -81,7 +91,11 @@ class PoolUpkeep(PoolControl):
         try:
             self.log.write_out()
             self.log.prepare()
-        except OSError:
+            written = self.log.appended_bytes + self.bypass.put_bytes
+            if written - self._synced_bytes >= SYNC_BYTES:
+                self._synced_bytes = written
+                self.sync_blocking(self.log.sequence)
+        except (OSError, Problem):
             return RETRY_S  # the sync that follows meets the same medium and reports it
         return REST_S
 
@@ -200,6 +214,7 @@ class PoolUpkeep(PoolControl):
             try:
                 drained = self.drainer.drain(layer, policy, writer)
                 writer.sync()
+                self.sync_groups()
                 self._commit(layer, drained, writer)
             except OSError as refused:
                 self.drainer.abandon()
@@ -210,6 +225,7 @@ class PoolUpkeep(PoolControl):
             self.drainer.committed()
             self.meters.drain_s.add(self.io.clock.monotonic() - began)
             self.meters.drained_pages += len(layer.pages)
+            self.meters.drained_blocks += len(layer.blocks)
             self.meters.put_bytes += writer.put_bytes - put_before
         self.on_room()
 
@@ -223,7 +239,9 @@ class PoolUpkeep(PoolControl):
             catalog.layers.pop(layer, None)
             catalog.counts[drained.root.entry] = self.data_below(layer.root) + drained.added_bytes
             try:
-                written = writer.commit(catalog.notes(layer.seal_seq or 0))
+                with self.lock:
+                    notes = catalog.notes(self.log.sequence)
+                written = writer.commit(notes)
                 with self.lock:  # between an append and its entry in a layer nobody knows that it is needed
                     needed = catalog.oldest_needed(self.log.sequence)
                 with catalog.meta.transaction() as change:
@@ -231,15 +249,24 @@ class PoolUpkeep(PoolControl):
                     change.put("log_needed_from", needed)
                     for each in written:
                         change.put_group(each.row)
+                    recorded = self.bypass.record(change)
             except BaseException:
                 catalog.layers[layer] = None
                 catalog.unrebase(layer, layers, snapshots)
                 raise
+            self.bypass.recorded(recorded)
             self._adopt(written)
             with self.lock:
                 layer.gone = True
                 catalog.relink()
             self.log.trim(needed)
+
+    def settle_groups(self) -> None:
+        """Let meta know all groups as far as they reach; under ``maintenance``. Raises ``Problem``."""
+        self.sync_groups()
+        with self.catalog.admin, self.catalog.meta.transaction() as change:
+            recorded = self.bypass.record(change)
+        self.bypass.recorded(recorded)
 
     def _free_log(self) -> None:
         """Free what of the log no layer needs; where a disk was removed before its drain, no commit does so."""

@@ -11,9 +11,15 @@ from typing import Any
 
 import apsw
 
+from innkeeper.fabric.layout import PAGE, crc32c
 from innkeeper.system.files import File, FileSystem, write_all
 
 _NAMES = itertools.count()
+SUM_BYTES = 8
+"""At the end of each page of a database whose pages have checksums: SQLite's write-ahead log has its own."""
+_SUM_MAGIC = b"isum"
+RESERVED_AT = 20
+"""Where the first page of a database says how many bytes SQLite leaves alone at the end of each."""
 
 
 class FabricVfs(apsw.VFS):
@@ -26,6 +32,8 @@ class FabricVfs(apsw.VFS):
         """The open write-ahead log."""
         self.failed = False
         """A write or a sync of the log has failed: what it was given since ``begin`` must not count."""
+        self.sums_pages = False
+        """Whether the pages of the database have checksums (``SUM_BYTES`` at their ends)."""
         super().__init__(self.name, "")
 
     def close(self) -> None:
@@ -58,6 +66,8 @@ class FabricVfs(apsw.VFS):
             file = VfsFile(self, path, bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
             if flags[0] & apsw.SQLITE_OPEN_WAL:
                 self.log = file
+            elif flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
+                file.sums_pages = self.sums_pages
         except OSError as refused:
             raise apsw.CantOpenError(str(refused)) from refused
         flags[1] = flags[0]
@@ -92,6 +102,7 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
         self._unsynced_from: int | None = None
         self.written_from: int | None = None
         """The lowest offset written since the transaction began."""
+        self.sums_pages = False
         fresh = create and not files.exists(path)
         self._file: File = files.open(path, create=create)
         if fresh:
@@ -103,11 +114,16 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         try:
-            return self._file.pread(amount, offset)
+            data = self._file.pread(amount, offset)
         except OSError as refused:
             raise _refused(refused) from refused
+        if self.sums_pages and amount == PAGE and not offset % PAGE and data and summed(data, offset) != data:
+            raise apsw.CorruptError(f"the page at byte {offset} fails its checksum")
+        return data
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        if self.sums_pages and len(data) == PAGE:
+            data = summed(bytes(data), offset)
         self._unsynced_from = offset if self._unsynced_from is None else min(offset, self._unsynced_from)
         self.written_from = offset if self.written_from is None else min(offset, self.written_from)
         try:
@@ -165,6 +181,18 @@ class VfsFile:  # the calls of apsw.VFSFile, which itself insists on a real file
 
     def xDeviceCharacteristics(self) -> int:  # noqa: N802
         return 0
+
+
+def has_sum(page: bytes) -> bool:
+    """Whether the page looks as if it had a checksum."""
+    return page[PAGE - SUM_BYTES : PAGE - 4] == _SUM_MAGIC
+
+
+def summed(page: bytes, offset: int) -> bytes:
+    """The page with its checksum, which counts its place too, in the bytes that SQLite leaves alone."""
+    body = page[: PAGE - SUM_BYTES]
+    crc: int = crc32c(body + offset.to_bytes(8, "little"))
+    return body + _SUM_MAGIC + crc.to_bytes(4, "little")
 
 
 def _refused(refused: OSError) -> apsw.Error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from innkeeper.fabric.bypass import Stored
 from innkeeper.fabric.catalog import WRITER, Attachment, Disk, Snapshot
 from innkeeper.fabric.core import checked_range
 from innkeeper.fabric.layers import Layer, View
-from innkeeper.fabric.layout import PAGE, SECTOR, crc32c
-from innkeeper.fabric.logformat import DATA, ZERO, Record
+from innkeeper.fabric.layout import BLOCK, PAGE, SECTOR, crc32c
+from innkeeper.fabric.logformat import DATA, MAP, MAX_RECORD_BLOCKS, ZERO, Record
 from innkeeper.fabric.store import WouldBlock
-from innkeeper.model.problems import Corrupt, Failed, Refused, Unavailable
+from innkeeper.model.problems import Corrupt, Failed, NoSpace, Refused, Unavailable
 from innkeeper.system.files import Buffer
 
 if TYPE_CHECKING:
@@ -98,6 +99,73 @@ class Volume:
         with pool.lock:
             pool.stage_pages(disk.open, record, data)
 
+    def streams(self, offset: int, length: int) -> bool:
+        """Note a write, and say whether it is part of a stream, to be written by ``store_blocks`` and ``stage_stored``.
+
+        For the event loop. Raises as ``stage_write``.
+        """
+        disk = self._writer(offset, length)
+        if not disk.stream.takes(offset, length) or length - -offset % BLOCK < BLOCK:
+            return False
+        self._pool.admit(disk, length + PAGE)
+        return True
+
+    def expects(self, offset: int) -> bool:
+        """Whether a long write there would be part of a stream: best received into a buffer of its own."""
+        return self._disk is not None and self._disk.stream.goes_on(offset)
+
+    def store_blocks(self, offset: int, data: Buffer) -> Stored | None:
+        """Store the whole blocks within a write of a stream, for worker threads; None where the groups take no more.
+
+        Then the log is to have it, by ``stage_write``. Raises as ``stage_write``.
+        """
+        disk = self._writer(offset, len(data))
+        pool = self._pool
+        first, last = -(-offset // BLOCK), (offset + len(data)) // BLOCK
+        policy, tier = pool.catalog.storages[disk.storage_id].policy, pool.catalog.tier_of(disk)
+        try:
+            return pool.bypass.put(memoryview(data)[first * BLOCK - offset : last * BLOCK - offset], policy, tier)
+        except (OSError, NoSpace, Failed):
+            return None
+
+    def stage_stored(self, offset: int, data: Buffer, stored: Stored | None) -> None:
+        """Join a write of a stream, after ``store_blocks``, to the pool's pending batch; for the event loop.
+
+        Raises as ``stage_write``; then what was stored is nobody's.
+        """
+        if stored is None:
+            self.stage_write(offset, data)
+            return
+        pool = self._pool
+        first, end = -(-offset // BLOCK), offset + len(data)
+        last = first + len(stored.entries)
+        view = memoryview(data)
+        try:
+            disk = self._writer(offset, len(data))
+            if offset < first * BLOCK:
+                self.stage_write(offset, view[: first * BLOCK - offset])
+            if last * BLOCK < end:
+                self.stage_write(last * BLOCK, view[last * BLOCK - offset :])
+        except BaseException:
+            pool.bypass.release(stored.entries)
+            raise
+        with pool.lock:
+            for block in range(first, last, MAX_RECORD_BLOCKS):
+                entries = stored.entries[block - first : block - first + MAX_RECORD_BLOCKS]
+                page = block * BLOCK // PAGE
+                record = Record(disk.number, disk.epoch, MAP, page, len(entries), entries=entries, frames=stored.frames)
+                pool.stage_record(disk.open, record)
+
+    def give_up(self, stored: Stored | None) -> None:
+        """No write names what was stored: the client is gone."""
+        if stored is not None:
+            self._pool.bypass.release(stored.entries)
+
+    def flushed(self) -> None:
+        """The client asks for what it wrote to be safe: whatever stream there was begins anew."""
+        if self._disk is not None:
+            self._disk.stream.flushed()
+
     def stage_zero(self, offset: int, length: int) -> None:
         """The range reads as zeros afterwards; costs one record however long it is."""
         disk = self._writer(offset, length)
@@ -151,12 +219,14 @@ class Volume:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def read_nowait(self, offset: int, length: int) -> bytes | None:
+    def read_nowait(self, offset: int, length: int) -> Buffer | None:
         """The bytes when all are in memory, else ``None``: then ``read_blocking`` in a thread gives them or says why
         not."""
         self._usable(offset, length)
         view = self._layer().view
         try:
+            if length == PAGE and not offset % PAGE:
+                return self._pool.reader.page_in_memory(view, offset // PAGE)
             return self._read(view, offset, length, True)
         except (WouldBlock, Corrupt, OSError):
             return None
@@ -186,7 +256,9 @@ class Volume:
             view = self._layer().view
             try:
                 result = read(view)
-            except (Corrupt, FileNotFoundError):
+            except FileNotFoundError:
+                continue  # its group has been written anew: the row says where
+            except Corrupt:
                 if self._layer().view is view and not any(layer.gone for layer in view.layers):
                     raise
                 continue
@@ -196,7 +268,12 @@ class Volume:
                 ) from refused
             if not any(layer.gone for layer in view.layers):
                 return result
-        return read(self._layer().view)
+        try:
+            return read(self._layer().view)
+        except OSError as refused:
+            raise Failed(
+                "disk.read", "stored bytes cannot be read", cause=str(refused), remedy="look at the disk's health"
+            ) from refused
 
     def allocation(self, offset: int, length: int) -> list[tuple[int, int]]:
         """(length, NBD base:allocation flags) runs covering the range. May wait for map pages."""

@@ -7,6 +7,7 @@ import re
 from innkeeper.harden.facts import HostFacts
 from innkeeper.model.sizes import GIB, MIB, format_size
 from innkeeper.model.views import Check
+from innkeeper.network.features import FEATURES, REMEDY, lacking
 
 _QEMU_MINIMUM = 9
 _TOOL_PACKAGES = {
@@ -32,6 +33,7 @@ def examine(facts: HostFacts) -> list[Check]:
         _qemu(facts),
         *_devices(facts),
         *_kernel(facts),
+        *_features(facts),
         _disk(facts),
         _memory(facts),
         _clock(facts),
@@ -40,8 +42,10 @@ def examine(facts: HostFacts) -> list[Check]:
         *_ports(facts),
         *_services(facts),
         *_foreign(facts),
+        *_switches(facts),
         *_pool(facts),
         *_qos(facts),
+        *_journal(facts),
     ]
     return sorted(checks, key=lambda check: not check.essential)
 
@@ -133,8 +137,25 @@ def _kernel(facts: HostFacts) -> list[Check]:
                 name=f"kernel {part}",
                 state="ok" if there else "failed",
                 detail=f"kernel {facts.kernel} {'has' if there else 'lacks'} it",
-                remedy=None if there else "boot Debian's own kernel (linux-image-amd64)",
+                remedy=None if there else REMEDY,
                 essential=True,
+            )
+        )
+    return checks
+
+
+def _features(facts: HostFacts) -> list[Check]:
+    """What the switch needs of the kernel for one thing or another."""
+    checks = []
+    for feature in FEATURES:
+        missing = lacking(feature, facts.kernel_parts)
+        checks.append(
+            Check(
+                name=f"kernel {feature.name}",
+                state="warning" if missing else "ok",
+                detail=f"kernel {facts.kernel} " + (f"lacks {', '.join(missing)}" if missing else "has it"),
+                cause=f"{feature.need}; {feature.still}" if missing else None,
+                remedy=REMEDY if missing else None,
             )
         )
     return checks
@@ -269,6 +290,18 @@ def _foreign(facts: HostFacts) -> list[Check]:
     ]
 
 
+def _switches(facts: HostFacts) -> list[Check]:
+    return [
+        Check(
+            name=f"switch {name}",
+            state="warning",
+            detail=finding,
+            remedy=f"see 'inn switch show {name}'; it is put right by itself once the cause is gone",
+        )
+        for name, finding in facts.switch_findings
+    ]
+
+
 def _pool(facts: HostFacts) -> list[Check]:
     if facts.pool_problem is None:
         return []
@@ -278,7 +311,7 @@ def _pool(facts: HostFacts) -> list[Check]:
             state="failed",
             detail="the disks' data is not all as it should be",
             cause=facts.pool_problem,
-            remedy="run 'inn pool show default' and 'inn pool scrub default'; look at the medium's health",
+            remedy="see 'inn pool ls' and 'inn pool show'; 'inn pool scrub' repairs what it can; look at the medium",
         )
     ]
 
@@ -293,4 +326,18 @@ def _qos(facts: HostFacts) -> list[Check]:
             remedy="lower the minimum, bound other disks with a maximum, or give the pool faster devices",
         )
         for alarm in facts.qos_alarms
+    ]
+
+
+def _journal(facts: HostFacts) -> list[Check]:
+    if facts.damaged_journal is None:
+        return []
+    return [
+        Check(
+            name="journal",
+            state="warning",
+            detail="a journal of events could not be read; a new one was begun",
+            cause=f"the old one is {facts.damaged_journal}",
+            remedy="look at the disk's health, then remove that file",
+        )
     ]

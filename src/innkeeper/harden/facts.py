@@ -12,7 +12,9 @@ from typing import ClassVar
 
 from innkeeper.harden.ports import Listener, command_names, listeners
 from innkeeper.model.problems import Unavailable
+from innkeeper.network.features import FEATURES
 from innkeeper.system import process
+from innkeeper.system.kernel_parts import kernel_parts
 
 TOOLS: dict[str, tuple[str, ...]] = {
     "qemu-system-x86_64": ("--version",),
@@ -26,7 +28,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
 _DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/vhost-net")
 _STA_UNSYNC = 0x40
 _TIME_ERROR = 5
-_KERNEL_PARTS = ("bridge", "nf_tables", "tun", "br_netfilter")
+_KERNEL_PARTS = ("bridge", "nf_tables", "tun", "br_netfilter", *(part for one in FEATURES for part in one.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class HostFacts:
     """Those of other programs than this inn's."""
     foreign_drops: tuple[tuple[str, str], ...] = ()
     """What other firewall policies do to the guests' traffic: (finding, remedy)."""
+    switch_findings: tuple[tuple[str, str], ...] = ()
+    """(switch, what is wrong with it): an uplink that is gone, a move that nobody confirmed."""
+    damaged_journal: str | None = None
+    """A journal of events that could not be read and was set aside."""
     pool_problem: str | None = None
     """What the storage fabric says is wrong with its pool."""
     qos_alarms: tuple[str, ...] = ()
@@ -68,6 +74,7 @@ def gather(
     wanted_ports: tuple[tuple[str, int], ...] = (),
     gateways: tuple[tuple[str, str], ...] = (),
     foreign_drops: tuple[tuple[str, str], ...] = (),
+    switch_findings: tuple[tuple[str, str], ...] = (),
     pool_problem: str | None = None,
     qos_alarms: tuple[str, ...] = (),
 ) -> HostFacts:
@@ -81,7 +88,7 @@ def gather(
         is_root=os.geteuid() == 0,
         kernel=os.uname().release,
         devices={device: os.access(device, os.R_OK | os.W_OK) for device in _DEVICES},
-        kernel_parts={part: _kernel_has(part) for part in _KERNEL_PARTS},
+        kernel_parts=kernel_parts(_KERNEL_PARTS),
         cgroup_version=2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1,
         tools={tool: _version(tool, arguments) for tool, arguments in TOOLS.items()},
         state_free_bytes=space.free,
@@ -96,6 +103,8 @@ def gather(
         gateways=gateways,
         listeners=_foreign_listeners(state),
         foreign_drops=foreign_drops,
+        switch_findings=switch_findings,
+        damaged_journal=str(aside) if (aside := state / "journal.db.damaged").exists() else None,
         pool_problem=pool_problem,
         qos_alarms=qos_alarms,
     )
@@ -121,18 +130,6 @@ def _meminfo() -> dict[str, int]:
         if rest.endswith(" kB"):
             sizes[name] = int(rest.removesuffix(" kB")) * 1024
     return sizes
-
-
-def _kernel_has(part: str) -> bool:
-    """Loaded, built in, or there to be loaded; a kernel without modules is asked by what it shows in /proc and /sys."""
-    if Path("/sys/module", part).exists():
-        return True
-    shown = {"nf_tables": "/proc/net/netfilter", "tun": "/dev/net/tun", "br_netfilter": "/proc/sys/net/bridge"}
-    if part in shown and Path(shown[part]).exists():
-        return True
-    modules = Path("/lib/modules", os.uname().release)
-    listed = _read(str(modules / "modules.dep")) + _read(str(modules / "modules.builtin"))
-    return f"/{part}.ko" in listed or (part == "bridge" and not listed)
 
 
 def _version(tool: str, arguments: tuple[str, ...]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -41,6 +42,34 @@ def _ipv4(value: str) -> str:
     return str(ipaddress.IPv4Address(value))
 
 
+def _ipv6(value: str) -> str:
+    return str(ipaddress.IPv6Address(value))
+
+
+def _card_mtu(value: int) -> int:
+    if value and not 1280 <= value <= 9216:
+        raise ValueError(f"{value} is no MTU: 1280 to 9216, or 0 for the switch's")
+    return value
+
+
+def _ip_address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
+def _card_address(value: str) -> str:
+    address = ipaddress.ip_address(value)
+    if address.is_multicast or address.is_unspecified or address.is_loopback or "%" in value:
+        raise ValueError(f"{value} cannot be the address of a card")
+    return str(address)
+
+
+def _card_mac(value: str) -> str:
+    mac = value.lower()
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is not a card's mac")
+    return mac
+
+
 def _subnet(value: str) -> str:
     network = ipaddress.IPv4Network(value)
     if not 8 <= network.prefixlen <= 29:
@@ -54,19 +83,44 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _device_place(value: str) -> str:
+    if "://" not in value:
+        return _absolute(value)
+    if not re.fullmatch(r"(s3|file)://[^\s?#@\0]+", value):
+        raise ValueError(f"{value!r} is no s3://BUCKET/PREFIX")
+    return value
+
+
+def _host_service(value: str) -> str:
+    protocol, _, port = value.partition("/")
+    if protocol not in ("tcp", "udp") or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
+        raise ValueError(f"{value!r} is not like tcp/3142 or udp/123")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 ImageName = Annotated[str, AfterValidator(_image_name)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
 Ref = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/-]*$")]
 """An id or a name."""
 Ipv4 = Annotated[str, AfterValidator(_ipv4)]
+Ipv6 = Annotated[str, AfterValidator(_ipv6)]
+Subnet6Wish = Annotated[str, StringConstraints(min_length=2, max_length=43, pattern=r"^(auto|none|[0-9a-fA-F:]+/\d+)$")]
+"""A /64; ``auto``: a free one is chosen; ``none``: no IPv6."""
+IpAddress = Annotated[str, AfterValidator(_ip_address)]
+CardAddress = Annotated[str, AfterValidator(_card_address)]
+CardMac = Annotated[str, AfterValidator(_card_mac)]
 Subnet = Annotated[str, AfterValidator(_subnet)]
 HostPath = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(_absolute)]
+DevicePlace = Annotated[str, StringConstraints(min_length=1, max_length=4000), AfterValidator(_device_place)]
 DiskBytes = Annotated[int, Field(ge=512, le=MAX_DISK_BYTES, multiple_of=512)]
 MemoryBytes = Annotated[int, Field(ge=32 * MIB, le=MAX_MEMORY_BYTES, multiple_of=MIB)]
 CacheBytes = Annotated[int, Field(ge=8 * MIB, le=MAX_MEMORY_BYTES)]
 ZstdLevel = Annotated[int, Field(ge=1, le=19)]
 Cpus = Annotated[int, Field(ge=1, le=512)]
+CardMtu = Annotated[int, AfterValidator(_card_mtu)]
+"""0: the switch's."""
+HostService = Annotated[str, StringConstraints(max_length=9), AfterValidator(_host_service)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -11,12 +11,23 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from innkeeper.model.acl import NicAcl, NicAclSet
+from innkeeper.model.acl_requests import AclCreate as AclCreate, AclSet as AclSet
+from innkeeper.model.dhcp import DhcpSettings, DhcpSettingsSet
+from innkeeper.model.guards import Guards, GuardsSet as GuardsSet, NicGuards
+from innkeeper.model.overlay import OverlayCreate, OverlaySet
 from innkeeper.model.request_types import (
+    CardAddress,
+    CardMac,
+    CardMtu,
     Cpus,
     DiskBytes,
     HostPath,
+    HostService,
     ImageName,
+    IpAddress,
     Ipv4,
+    Ipv6,
     Labels,
     MemoryBytes,
     Name,
@@ -24,12 +35,12 @@ from innkeeper.model.request_types import (
     Ref,
     ResourceSet as ResourceSet,
     Subnet,
+    Subnet6Wish,
 )
 from innkeeper.model.resources import (
     CheckpointKind,
     CloudInit,
     Firmware,
-    Guards,
     MacAddress,
     Part,
     SwitchKind,
@@ -37,7 +48,9 @@ from innkeeper.model.resources import (
 from innkeeper.model.sizes import MIB
 from innkeeper.model.storage_requests import (
     DiskCreate as DiskCreate,
+    DiskMove as DiskMove,
     DiskSet as DiskSet,
+    PoolCreate as PoolCreate,
     PoolDeviceAdd as PoolDeviceAdd,
     PoolSet as PoolSet,
     QosCreate as QosCreate,
@@ -45,17 +58,31 @@ from innkeeper.model.storage_requests import (
     StorageCreate as StorageCreate,
     StorageSet as StorageSet,
 )
+from innkeeper.model.traffic import BitRate, NicTraffic, NicTrafficSet
+from innkeeper.model.uplink import DeviceName, TeamMode
+from innkeeper.model.vlan import NicVlan
+
+ConfirmWithin = Annotated[float, Field(ge=1, le=3600)]
 
 # --- guests ----------------------------------------------------------------------------------------------------------
 
 
 class VmNic(Part):
-    """A card of a new vm. ``mac`` and ``address`` come from the pools when absent."""
+    """A card of a new vm. ``mac`` and ``address`` come from the pools when absent.
+
+    ``static``: the guest gets its address through cloud-init; always so for an address on a switch without DHCP.
+    """
 
     switch: Ref
     mac: MacAddress | None = None
     address: Ipv4 | None = None
-    guards: Guards = Field(default_factory=Guards)
+    address6: Ipv6 | None = None
+    static: bool = False
+    mtu: int | None = Field(default=None, ge=1280, le=9216)
+    acl: NicAcl = Field(default_factory=NicAcl)
+    guards: NicGuards = Field(default_factory=NicGuards)
+    traffic: NicTraffic = Field(default_factory=NicTraffic)
+    vlan: NicVlan = Field(default_factory=NicVlan)
 
 
 class VmDisk(Part):
@@ -199,6 +226,12 @@ class DiskSnapshot(Part):
     name: Name
 
 
+class DiskRevert(Part):
+    """Give a disk that is not in use the content and the size that it had at one of its snapshots."""
+
+    snapshot: Ref
+
+
 class DiskClone(Part):
     """A new disk with the content of this one now, or of its ``snapshot``."""
 
@@ -259,14 +292,17 @@ class ImageImport(Part):
 
 
 class ForwardCreate(Part):
-    """A port forward of a NAT switch to a vm's first card on it, or to ``nic``."""
+    """A port forward of a NAT switch to a vm's first card on it, or to ``nic``.
+
+    It is for both IP versions, as far as the card has addresses of them; ``host_address`` bounds it to its own.
+    """
 
     protocol: Literal["tcp", "udp"] = "tcp"
     host_port: Port
     guest_port: Port
     vm: Ref | None = None
     nic: Ref | None = None
-    host_address: Ipv4 | None = None
+    host_address: IpAddress | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> ForwardCreate:
@@ -276,47 +312,93 @@ class ForwardCreate(Part):
 
 
 class SwitchCreate(Part):
-    """A new virtual switch; a free subnet is chosen when ``subnet`` is absent (a private switch then has none)."""
+    """A new virtual switch; a free subnet is chosen when ``subnet`` is absent (a private switch then has none).
+
+    An external one has ``uplinks`` instead, cards of the host (several as a ``team``). Where the host's addresses are
+    on them, they move to the switch and come back after ``confirm_within_s`` unless that is confirmed. Its ``mtu`` is
+    the uplink's unless a smaller one is given.
+    ``overlay`` is for the kind ``virtual``, whose ``mtu`` leaves room for the encapsulation when it is absent.
+    """
 
     name: Name
     labels: Labels = Field(default_factory=dict)
     kind: SwitchKind = SwitchKind.NAT
     subnet: Subnet | None = None
+    subnet6: Subnet6Wish | None = None
+    ra_mode: Literal["managed", "slaac"] = "managed"
     dhcp: bool = True
     dns_domain: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9.-]{0,62}$")] = "inn"
     mtu: int = Field(default=1500, ge=1280, le=9216)
+    guards: Guards = Field(default_factory=Guards)
+    dhcp_settings: DhcpSettings = Field(default_factory=DhcpSettings)
+    host_services: list[HostService] = Field(default_factory=list, max_length=100)
+    uplinks: list[DeviceName] = Field(default_factory=list, max_length=8)
+    team: TeamMode | None = None
+    confirm_within_s: ConfirmWithin = 30.0
+    overlay: OverlayCreate | None = None
+    uplink_rate_bits_per_s: BitRate | None = None
+
+    @model_validator(mode="after")
+    def _connected(self) -> SwitchCreate:
+        if self.uplink_rate_bits_per_s is not None and not self.uplinks:
+            raise ValueError("the rate of an uplink is that of an external switch's")
+        if (self.kind == SwitchKind.EXTERNAL) != bool(self.uplinks):
+            raise ValueError("an external switch needs an uplink, and only an external one has any")
+        if self.kind == SwitchKind.EXTERNAL and (self.subnet is not None or self.subnet6 is not None):
+            raise ValueError("an external switch has the addresses of the network outside, not a subnet")
+        if self.team is not None and not self.uplinks:
+            raise ValueError("a team is made of uplinks")
+        if (self.overlay is not None) != (self.kind == SwitchKind.VIRTUAL):
+            raise ValueError("a virtual switch, and no other, has a vni and a provider address")
+        return self
 
 
 class SwitchSet(Part):
-    """Changes to a switch; ``forwards`` replaces all its port forwards."""
+    """Changes to a switch; ``forwards`` replaces all its port forwards, ``uplinks`` the cards of an external one.
+
+    ``overlay`` changes what it names.
+    """
 
     name: Name | None = None
     labels: Labels | None = None
+    subnet6: Subnet6Wish | None = None
+    ra_mode: Literal["managed", "slaac"] | None = None
     dhcp: bool | None = None
     dns_domain: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9.-]{0,62}$")] | None = None
     mtu: int | None = Field(default=None, ge=1280, le=9216)
     forwards: list[ForwardCreate] | None = Field(default=None, max_length=1000)
+    dhcp_settings: DhcpSettingsSet | None = None
+    host_services: list[HostService] | None = Field(default=None, max_length=100)
+    uplinks: list[DeviceName] | None = Field(default=None, min_length=1, max_length=8)
+    team: TeamMode | None = None
+    confirm_within_s: ConfirmWithin = 30.0
+    overlay: OverlaySet | None = None
+    uplink_rate_bits_per_s: BitRate | None = None
+
+    @model_validator(mode="after")
+    def _connected(self) -> SwitchSet:
+        if self.team is not None and not self.uplinks:
+            raise ValueError("a team is made of uplinks: name them all")
+        return self
+
+    guards: GuardsSet | None = None
 
 
 class NicCreate(Part):
-    """A new card for a vm, running or not."""
+    """A new card for a vm, running or not; otherwise as ``VmNic``."""
 
     vm: Ref
     switch: Ref
     mac: MacAddress | None = None
     address: Ipv4 | None = None
-    guards: Guards = Field(default_factory=Guards)
+    address6: Ipv6 | None = None
+    static: bool = False
+    mtu: int | None = Field(default=None, ge=1280, le=9216)
+    acl: NicAcl = Field(default_factory=NicAcl)
+    guards: NicGuards = Field(default_factory=NicGuards)
+    traffic: NicTraffic = Field(default_factory=NicTraffic)
+    vlan: NicVlan = Field(default_factory=NicVlan)
     labels: Labels = Field(default_factory=dict)
-
-
-class GuardsSet(Part):
-    """Guards to switch on or off; an absent one stays as it is."""
-
-    mac: bool | None = None
-    ip: bool | None = None
-    arp: bool | None = None
-    dhcp: bool | None = None
-    router: bool | None = None
 
 
 class NicSet(Part):
@@ -325,8 +407,15 @@ class NicSet(Part):
     labels: Labels | None = None
     switch: Ref | None = None
     address: Ipv4 | None = None
-    extra_addresses: list[Ipv4] | None = Field(default=None, max_length=64)
+    address6: Ipv6 | None = None
+    static: bool | None = None
+    mtu: CardMtu | None = None
+    extra_addresses: list[CardAddress] | None = Field(default=None, max_length=64)
+    extra_macs: list[CardMac] | None = Field(default=None, max_length=16)
+    acl: NicAclSet | None = None
     guards: GuardsSet | None = None
+    traffic: NicTrafficSet | None = None
+    vlan: NicVlan | None = None
 
 
 # --- protection ------------------------------------------------------------------------------------------------------
@@ -391,6 +480,12 @@ class RepositoryPrune(RetentionPolicy):
 
 
 # --- host ------------------------------------------------------------------------------------------------------------
+
+
+class HostSet(Part):
+    """Changes to what is settled about this host."""
+
+    allow_docker: bool | None = None
 
 
 class HostStop(Part):

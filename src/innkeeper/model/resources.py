@@ -12,9 +12,17 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from innkeeper.model.acl import AclLists, NicAcl
+from innkeeper.model.dhcp import DhcpSettings
+from innkeeper.model.guards import Guards, NicGuards, from_before
+from innkeeper.model.metering import MeterCount
+from innkeeper.model.overlay import Overlay
 from innkeeper.model.sizes import MIB
+from innkeeper.model.traffic import BitRate, NicTraffic
+from innkeeper.model.uplink import Uplink
+from innkeeper.model.vlan import NicVlan
 
 MacAddress = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
 Compression = Literal["off", "lz4", "zstd"]
@@ -204,6 +212,8 @@ class Storage(Resource):
     reservation_bytes: int | None = Field(default=None, ge=1)
     tier: Tier | None = None
     qos_id: Uuid | None = None
+    pool_id: Uuid | None = None
+    """The pool that its disks are kept in; stored from the first start of a daemon that knows several pools."""
 
 
 class Qos(Resource):
@@ -214,6 +224,7 @@ class Qos(Resource):
     max_iops: int | None = Field(default=None, ge=1)
     min_iops: int | None = Field(default=None, ge=1)
     max_bytes_per_s: int | None = Field(default=None, ge=1)
+    min_bytes_per_s: int | None = Field(default=None, ge=1)
     burst_s: float = Field(default=1.0, ge=0.05, le=3600)
     aggregated: bool = False
 
@@ -224,6 +235,8 @@ class Pool(Resource):
     kind: ClassVar[str] = "pool"
     path: str
     cache_bytes: int | None = Field(default=None, ge=8 * MIB)
+    problem: str | None = None
+    """What keeps it from being used, or from being sound; observed when it is asked for."""
 
 
 class Disk(Resource):
@@ -262,11 +275,14 @@ class Image(Resource):
 
 
 class SwitchKind(StrEnum):
-    """private: guests only; internal: guests and host; nat: internal with a way out through the host."""
+    """private: guests only; internal: guests and host; nat: internal with a way out through the host; external: guests
+    and host are in the network that an uplink leads to; virtual: guests only, on this host and others."""
 
     PRIVATE = "private"
     INTERNAL = "internal"
     NAT = "nat"
+    EXTERNAL = "external"
+    VIRTUAL = "virtual"
 
 
 class PortForward(Part):
@@ -287,27 +303,32 @@ class Switch(Resource):
     number: int = 0
     """Small number, unique in the inn, that names its bridge."""
     subnet: str | None = None
+    subnet6: str | None = None
+    """A /64 (CIDR), None for no IPv6 but link-local."""
+    ra_mode: Literal["managed", "slaac"] = "managed"
+    """How guests get addresses of it: by DHCPv6, or made of the prefix and their macs."""
     dhcp: bool = True
     dns_domain: str = "inn"
     mtu: int = Field(default=1500, ge=1280, le=9216)
     forwards: list[PortForward] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=Guards)
+    """What its ports are held to where a card does not say otherwise."""
+    dhcp_settings: DhcpSettings = Field(default_factory=DhcpSettings)
+    uplink: Uplink | None = None
+    """How an external switch reaches the outside."""
+    overlay: Overlay | None = None
+    """How a virtual switch reaches other hosts."""
+    host_services: list[str] = Field(default_factory=list)
+    """What its guests may use of the host beside DHCP and DNS, such as ``tcp/3142``."""
+    uplink_rate_bits_per_s: BitRate | None = None
+    """What its uplink carries; minimums of cards are parts of it."""
 
     @property
     def gateway(self) -> str | None:
-        """The host's address on the switch: the subnet's first; None for a private switch."""
-        if self.subnet is None or self.switch_kind == SwitchKind.PRIVATE:
+        """The first address of the subnet, which routes; None where there is none of the inn's."""
+        if self.subnet is None or self.switch_kind in (SwitchKind.PRIVATE, SwitchKind.EXTERNAL):
             return None
         return str(next(ipaddress.ip_network(self.subnet).hosts()))
-
-
-class Guards(Part):
-    """What a port's frames are held to; everything is on by default."""
-
-    mac: bool = True
-    ip: bool = True
-    arp: bool = True
-    dhcp: bool = True
-    router: bool = True
 
 
 class Nic(Resource):
@@ -321,10 +342,36 @@ class Nic(Resource):
     mac: MacAddress
     address: str | None = None
     """The IPv4 address reserved for it on its switch; None on a switch without addresses."""
+    address6: str | None = None
+    """An IPv6 address of the switch's subnet in place of the one that is made of the mac."""
+    static: bool = False
+    """The guest gets its addresses through cloud-init, not by DHCP."""
+    mtu: int | None = Field(default=None, ge=1280, le=9216)
+    """Where it is less than the switch's."""
     extra_addresses: list[str] = Field(default_factory=list)
-    guards: Guards = Field(default_factory=Guards)
+    """Further addresses (IPv4, IPv6) that it may use, also together with another card (VRRP)."""
+    extra_macs: list[MacAddress] = Field(default_factory=list)
+    """Further macs that it may use: virtual routers, containers."""
+    acl: NicAcl = Field(default_factory=NicAcl)
+    guards: Annotated[NicGuards, BeforeValidator(from_before)] = Field(default_factory=NicGuards)
+    traffic: NicTraffic = Field(default_factory=NicTraffic)
+    vlan: NicVlan = Field(default_factory=NicVlan)
     index: int = 0
     """Order among the vm's cards."""
+
+
+class Acl(Resource, AclLists):
+    """Lines of access control that many cards can be given by name; a change holds for all of them at once."""
+
+    kind: ClassVar[str] = "acl"
+
+
+class MeterReading(Resource):
+    """What the meters of a card have counted; named by the card's id. ``created_at`` is since when."""
+
+    kind: ClassVar[str] = "meter"
+    nic_id: Uuid
+    counts: list[MeterCount] = Field(default_factory=list)
 
 
 # --- protection ------------------------------------------------------------------------------------------------------
@@ -400,6 +447,31 @@ class Task(Resource):
     ended_at: datetime | None = None
 
 
+class HostSettings(Resource):
+    """What the administrator has settled about this host; there is one, named ``host``."""
+
+    kind: ClassVar[str] = "host_settings"
+    allow_docker: bool = False
+    """Whether the inn may put one tagged rule into Docker's chain DOCKER-USER."""
+
+
 KINDS: dict[str, type[Resource]] = {
-    kind.kind: kind for kind in (Vm, Checkpoint, Image, Disk, Storage, Qos, Pool, Switch, Nic, Repository, Backup, Task)
+    kind.kind: kind
+    for kind in (
+        Vm,
+        Checkpoint,
+        Image,
+        Disk,
+        Storage,
+        Qos,
+        Pool,
+        Switch,
+        Acl,
+        Nic,
+        MeterReading,
+        Repository,
+        Backup,
+        Task,
+        HostSettings,
+    )
 }

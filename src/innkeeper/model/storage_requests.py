@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from innkeeper.model.request_types import (
     CacheBytes,
+    DevicePlace,
     DiskBytes,
     HostPath,
     Labels,
@@ -40,6 +41,8 @@ class StorageCreate(Part):
     """Where the data of its disks stays; absent: wherever heat puts it."""
     qos: Ref | None = None
     """The QoS policy of disks that have none of their own."""
+    pool: Ref | None = None
+    """Where its disks are kept; the default pool when absent."""
 
 
 class StorageSet(ResourceSet):
@@ -65,6 +68,7 @@ class QosBounds(Part):
     max_iops: Iops | None = None
     min_iops: Iops | None = None
     max_bytes_per_s: PoolBytes | None = None
+    min_bytes_per_s: PoolBytes | None = None
 
 
 class QosCreate(QosBounds):
@@ -86,6 +90,14 @@ class QosSet(ResourceSet, QosBounds):
     aggregated: bool | None = None
 
 
+class PoolCreate(Part):
+    """A new pool in an empty directory, or one that is not there yet; best the root of a file system of its own."""
+
+    name: Name
+    path: HostPath
+    labels: Labels = Field(default_factory=dict)
+
+
 class PoolSet(ResourceSet):
     """Changes to a pool. ``cache_bytes`` takes effect at once; ``null`` is the fabric's own choice."""
 
@@ -93,10 +105,22 @@ class PoolSet(ResourceSet):
 
 
 class PoolDeviceAdd(Part):
-    """A directory to take into a pool: empty, or not there yet; best the root of a file system of its own."""
+    """A directory to take into a pool: empty, or not there yet; best the root of a file system of its own. Or an object
+    store, as ``s3://BUCKET/PREFIX``: always slow, at ``endpoint`` (Amazon's without one), with a key of it.
 
-    path: HostPath
+    A store that the pool has already gets the new key. A block device gets a file system of its own, mounted by the
+    inn; ``format``: what it carries may be lost.
+    """
+
+    path: DevicePlace
     tier: Tier = "slow"
+    format: bool = False
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+$", max_length=1000)] | None = None
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")] | None = None
+    access_key_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    secret_access_key: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = Field(
+        default=None, repr=False
+    )
 
 
 class DiskCreate(Part):
@@ -118,6 +142,12 @@ class DiskCreate(Part):
         if self.size_bytes is None and self.image is None:
             raise ValueError("an empty disk needs size_bytes")
         return self
+
+
+class DiskMove(Part):
+    """Take a disk to the pool of another storage, with its snapshots, in use or not."""
+
+    storage: Ref
 
 
 class DiskSet(ResourceSet):

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from innkeeper.model.resources import Disk, Nic, Part, Pool, Qos, Storage, Switch, Tier, Uuid, Vm
+from innkeeper.model.guards import Guards
+from innkeeper.model.overlay import LookupRecord
+from innkeeper.model.resources import Acl, Disk, Nic, Part, Pool, Qos, Storage, Switch, Tier, Uuid, Vm
 
 
 class Plan(Part):
@@ -106,12 +108,14 @@ class DiskActivity(Part):
 class DiskDetail(Disk):
     """A disk with what it holds and takes, and where; None while it is being made, or was not used.
 
-    ``promised_bytes`` is what is kept free for a thick one.
+    ``promised_bytes`` is what is kept free for a thick one; ``log_room_bytes`` what it may still write before the log
+    holds it back. ``figures.undrained_bytes`` is what of it waits there.
     """
 
     figures: Figures | None = None
     places: list[DiskPlace] = Field(default_factory=list)
     promised_bytes: int = 0
+    log_room_bytes: int = 0
     activity: DiskActivity | None = None
 
 
@@ -180,9 +184,12 @@ class CacheFacts(Part):
 
 
 class PoolDevice(Part):
-    """A directory of a pool. ``home`` is the pool's own, which has the log besides; ``draining`` ones are given up.
+    """A directory, a block device (``source``, mounted at ``path``) or an object store of a pool. ``home`` is the
+    pool's own directory, which has the log besides; ``draining`` ones are given up.
 
-    ``total_bytes`` and ``free_bytes`` are of its file system, ``group_bytes`` what the pool has there.
+    ``total_bytes`` and ``free_bytes`` are of its file system (0 of a store), ``group_bytes`` what the pool has there.
+    ``copies`` on a fast device are of what is hot on slow ones: no data, they may go at any time. ``away``: a store
+    that does not answer as it should, ``problem`` says how.
     """
 
     id: str
@@ -193,45 +200,75 @@ class PoolDevice(Part):
     free_bytes: int
     groups: int
     group_bytes: int
+    copies: int = 0
+    copy_bytes: int = 0
+    kind: Literal["directory", "block", "object"] = "directory"
+    source: str = ""
+    endpoint: str = ""
+    region: str = ""
+    away: bool = False
+    problem: str | None = None
 
 
 class PoolDetail(Pool):
     """A pool as its fabric sees it.
 
-    ``used_bytes`` is what it takes of its file system, ``logical_bytes`` the sum of the disks' sizes, ``log_bytes``
-    what of the log is not drained yet. ``scrubbed_at`` is when all of it had been read and verified last, ``damaged``
-    how many items were found damaged, ``repaired`` how many were put right since the fabric started. ``problem`` is
-    what keeps the pool from being sound, from draining or from being written.
+    ``used_bytes`` is what it takes of its file system, ``logical_bytes`` the sum of the disks' sizes. Of the log,
+    ``log_bytes`` is taken, overwritten writes included, and ``log_undrained_bytes`` waits to be drained, without them;
+    from ``log_drain_at_bytes`` on it is drained at once, at ``log_limit_bytes`` it holds writers back. ``scrubbed_at``
+    is when all of it had been read and verified last, ``damaged`` how many items were found damaged, ``repaired`` how
+    many were put right since the fabric started. ``problem`` is what keeps the pool from being sound, from draining or
+    from being written.
     """
 
-    capacity_bytes: int
-    free_bytes: int
-    used_bytes: int
-    logical_bytes: int
-    log_bytes: int
-    log_limit_bytes: int
-    groups: int
-    disks: int
-    snapshots: int
-    attachments: int
+    available: bool = True
+    """False: it is closed, ``problem`` says why and ``remedy`` what to do; nothing else is known of it."""
+    remedy: str | None = None
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    used_bytes: int = 0
+    logical_bytes: int = 0
+    log_bytes: int = 0
+    log_limit_bytes: int = 0
+    log_drain_at_bytes: int = 0
+    log_undrained_bytes: int = 0
+    groups: int = 0
+    disks: int = 0
+    snapshots: int = 0
+    attachments: int = 0
     damaged: int = 0
     repaired: int = 0
     scrubbed_at: datetime | None = None
-    figures: Figures
-    cache: CacheFacts
+    figures: Figures | None = None
+    cache: CacheFacts | None = None
     promised_bytes: int = 0
     """Kept free for thick disks and storages' reservations."""
     curator: CuratorFacts | None = None
     devices: list[PoolDevice] = Field(default_factory=list)
-    problem: str | None = None
+
+
+class UplinkCard(Part):
+    """A card of an external switch's uplink; ``carrier``: there is a link to the outside."""
+
+    device: str
+    present: bool
+    carrier: bool = False
+    mac: str = ""
+    mtu: int = 0
 
 
 class SwitchDetail(Switch):
-    """A switch with its bridge, its gateway address and its leases."""
+    """A switch with its bridge, its gateway address and its leases, and the cards of its uplink as they are now.
+
+    ``own_records``: what other hosts of a virtual switch must know.
+    """
 
     bridge: str = ""
     gateway_address: str | None = None
+    gateway_address6: str | None = None
     leases: list[Lease] = Field(default_factory=list)
+    cards: list[UplinkCard] = Field(default_factory=list)
+    own_records: list[LookupRecord] = Field(default_factory=list)
 
 
 class NicDetail(Nic):
@@ -240,7 +277,43 @@ class NicDetail(Nic):
     vm_name: str = ""
     switch_name: str = ""
     tap: str = ""
+    ipv6_addresses: list[str] = Field(default_factory=list)
+    """Those that the guards know: link-local, and of its switch's subnet."""
     dropped_packets: dict[str, int] = Field(default_factory=dict)
+    guards_in_force: Guards = Field(default_factory=Guards)
+    """What its port is held to: its own guards over its switch's."""
+    guards_without_address: list[str] = Field(default_factory=list)
+    """Guards that leave IPv4 alone because the card's address is not known."""
+
+
+class AclDetail(Acl):
+    """A named ACL with the names of the cards that have it."""
+
+    nics: list[str] = Field(default_factory=list)
+
+
+SnapshotKind = Literal["snapshot", "checkpoint", "backup", "image", "other"]
+
+
+class DiskSnapshot(Part):
+    """A snapshot of a disk: one that people made, or that a checkpoint, the newest backup of a vm or an image keeps.
+
+    ``parent_id`` is the one that it was taken after; ``current``: the disk went on from it. ``changed_bytes`` is what
+    it holds that the one before it had not, ``own_bytes`` what of that nothing later, no clone and not the disk itself
+    has: what would be free without it, before deduplication and compression.
+    """
+
+    id: Uuid
+    name: str
+    snapshot_kind: SnapshotKind
+    parent_id: Uuid | None
+    created_at: datetime
+    size_bytes: int
+    changed_bytes: int
+    own_bytes: int
+    current: bool = False
+    clone_ids: list[Uuid] = Field(default_factory=list)
+    """Disks that stand on it."""
 
 
 class DiskRange(Part):
@@ -306,6 +379,8 @@ class HostView(Part):
     """As the fabric's ``pool_show`` answers."""
     vms: dict[str, int] = Field(default_factory=dict)
     """Life-cycle state -> number of guests."""
+    allow_docker: bool = False
+    """Whether guests are let through Docker's rules."""
 
 
 class Health(Part):

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from innkeeper.model.problems import Conflict, Invalid, NoSpace
+from innkeeper.network.dhcp_policy import in_ranges
 from innkeeper.network.links import Route
 from innkeeper.network.policy import SwitchPolicy, parse_subnet
 
@@ -42,15 +43,21 @@ def choose_subnet(switches: Mapping[str, str], routes: Iterable[Route]) -> str:
 
 
 def choose_address(switch: SwitchPolicy, taken: Iterable[str]) -> str:
-    """The lowest address of the switch's subnet that is neither the host's nor taken.
+    """The first address of the switch's ranges, else of its subnet, that is neither the host's, reserved nor taken.
 
     Raises ``Invalid`` (``switch.no_subnet``), ``NoSpace`` (``switch.addresses_exhausted``).
     """
     network = _network(switch)
-    used = {*taken, str(network.network_address + 1)}
-    for host in network.hosts():
-        if (text := str(host)) not in used:
+    used = {*taken, str(network.network_address + 1), *(one.address for one in switch.dhcp_policy.reservations)}
+    for text in in_ranges(switch.dhcp_policy, network):
+        if text not in used:
             return text
+    if switch.dhcp_policy.ranges:
+        raise NoSpace(
+            "switch.addresses_exhausted",
+            f"every address of the ranges of switch {switch.name} is taken",
+            remedy=f"name one of {network} with --address, or widen the ranges: inn switch set {switch.name} --range",
+        )
     raise NoSpace(
         "switch.addresses_exhausted",
         f"every address of {network} on switch {switch.name} is taken",
@@ -75,12 +82,45 @@ def check_address(switch: SwitchPolicy, wanted: str, taken: Mapping[str, str]) -
             cause=f"its subnet is {network}",
             remedy=f"choose one from {network.network_address + 2} to {network.broadcast_address - 1}",
         )
-    holder = f"switch {switch.name} itself" if wanted == switch.gateway else taken.get(wanted)
+    reserved = {one.address: f"the reservation for {one.mac}" for one in switch.dhcp_policy.reservations}
+    holder = f"switch {switch.name} itself" if wanted == switch.gateway else {**reserved, **taken}.get(wanted)
     if holder is not None:
         raise Conflict(
             "nic.address_in_use", f"{wanted} is in use by {holder}", remedy="choose another, or none to have one chosen"
         )
     return wanted
+
+
+def check_next_hop(switch_name: str, subnet: str | None, next_hop: str) -> None:
+    """Whether a customer route of a switch may lead there. Raises ``Invalid`` (``switch.route``)."""
+    network = ipaddress.IPv4Network(subnet) if subnet is not None else None
+    address = ipaddress.IPv4Address(next_hop)
+    if network is None or address not in network or address == network.network_address + 1:
+        raise Invalid(
+            "switch.route",
+            f"{next_hop} cannot be the next hop of a customer route of switch {switch_name!r}",
+            cause=f"its subnet is {network}, whose first address is the gateway's own",
+            remedy="name a guest of the switch that routes",
+        )
+
+
+def check_record(switch_name: str, subnet: str | None, customer: str) -> None:
+    """Whether a lookup record of a switch may name that address. Raises ``Invalid`` (``switch.record``).
+
+    IPv6 addresses are not bound to a subnet.
+    """
+    address = ipaddress.ip_address(customer)
+    network = ipaddress.ip_network(subnet) if subnet is not None else None
+    if network is None or address.version != network.version:
+        return
+    kept = (network.network_address, network.network_address + 1, network.broadcast_address)
+    if address not in network or address in kept:
+        raise Invalid(
+            "switch.record",
+            f"{customer} is not the address of a guest on switch {switch_name!r}",
+            cause=f"its subnet is {network}, whose first address is the gateway's",
+            remedy=f"name one from {network.network_address + 2} to {network.broadcast_address - 1}",
+        )
 
 
 def _network(switch: SwitchPolicy) -> ipaddress.IPv4Network:

@@ -28,4 +28,5 @@ def port_counters(nft: Nft, table: str, elements: Iterable[Element], tap: str) -
 
 def all_counters(nft: Nft, table: str) -> dict[str, dict[str, int]]:
     """Tap -> guard -> packets dropped, of all ports at once."""
-    return read_counters(nft.read(f"list table bridge {table}"))
+    names = [name for names in COUNTED.values() for name in names]
+    return read_counters([item for name in names for item in nft.read(f"list set bridge {table} {name}")])

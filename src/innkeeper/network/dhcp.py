@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.model.problems import Failed, Unavailable
+from innkeeper.network.dhcp_policy import dhcp_options
+from innkeeper.network.ipv6 import advertising
 from innkeeper.network.policy import PortPolicy, SwitchPolicy, dns_label
+from innkeeper.network.tenant import inner_device
 from innkeeper.system import process
 
-LEASE_TIME = "1h"
 _START_S = 10.0
 _STOP_S = 5.0
 _POLL_S = 0.02
@@ -54,11 +56,11 @@ class Files:
 
 def compile_files(switch: SwitchPolicy, ports: Sequence[PortPolicy], directory: Path, user: str) -> Files:
     """The files of a switch that serves DHCP, in ``directory``, for a dnsmasq that runs as ``user``. Pure."""
-    network, gateway = switch.network, switch.gateway
+    network, gateway, dhcp = switch.network, switch.gateway, switch.dhcp_policy
     if network is None or gateway is None:
         raise Failed("switch.no_dhcp", f"switch {switch.name} has no address to serve DHCP from")
-    options = [
-        ("interface", switch.bridge),
+    options: list[tuple[str, str | None]] = [
+        ("interface", switch.bridge if switch.overlay is None else inner_device(switch)),
         ("except-interface", "lo"),
         ("bind-dynamic", None),
         ("user", user),
@@ -68,46 +70,74 @@ def compile_files(switch: SwitchPolicy, ports: Sequence[PortPolicy], directory: 
         ("addn-hosts", str(directory / "hosts")),
         ("no-hosts", None),
         # Only the upstream servers of the host are asked, and only where guests have a way out themselves.
-        *([] if switch.kind == "nat" else [("no-resolv", None)]),
+        *([] if switch.way_out else [("no-resolv", None)]),
         ("domain", switch.dns_domain),
         ("local", f"/{switch.dns_domain}/"),
         ("domain-needed", None),
         ("bogus-priv", None),
-        ("dhcp-range", f"{network.network_address},static,{network.netmask},{LEASE_TIME}"),
+        ("dhcp-range", f"{network.network_address},static,{network.netmask},{dhcp.lease_s}"),
         ("dhcp-authoritative", None),
         # Names come from the inn, never from a guest; and a cloned guest that still has its origin's client id is told
         # apart by its mac.
         ("dhcp-ignore-names", None),
         ("dhcp-ignore-clid", None),
-        ("dhcp-option", f"option:router,{gateway}" if switch.kind == "nat" else "option:router"),
-        ("dhcp-option", f"option:dns-server,{gateway}"),
-        ("dhcp-option", f"option:mtu,{switch.mtu}"),
+        *dhcp_options(dhcp, gateway, switch.dns_domain, switch.mtu, routes=switch.way_out or switch.kind == "virtual"),
         ("no-ping", None),
         ("quiet-dhcp", None),
         ("log-facility", "-"),
     ]
-    named = [(port, dns_label(port.hostname)) for port in ports if port.ipv4]
-    reservations = [
-        ",".join(part for part in (port.mac, port.ipv4[0], name) if part)
-        for port, name in named
-        if ipaddress.IPv4Address(port.ipv4[0]) in network
-    ]
-    gateway_line = f"{gateway} gateway.{switch.dns_domain} gateway"
-    hosts = [f"{port.ipv4[0]} {name}.{switch.dns_domain} {name}" for port, name in named if name]
+    own = sorted({port.mtu for port in ports if port.mtu is not None})
+    options += [("dhcp-option", f"tag:mtu{mtu},option:mtu,{mtu}") for mtu in own]
+    if switch.network6 is not None:
+        options += advertising(
+            switch.bridge, switch.network6, switch.ra_mode, dhcp, switch.dns_domain, switch.mtu, routes=switch.way_out
+        )
     return Files(
         configuration="".join(f"{key}={value}\n" if value is not None else f"{key}\n" for key, value in options),
-        reservations="".join(f"{line}\n" for line in sorted(reservations)),
-        hosts="".join(f"{line}\n" for line in [gateway_line, *sorted(hosts)]),
+        reservations="".join(f"{line}\n" for line in sorted(_reservations(switch, ports))),
+        hosts="".join(f"{line}\n" for line in _hosts(switch, ports)),
     )
 
 
+def _reservations(switch: SwitchPolicy, ports: Sequence[PortPolicy]) -> list[str]:
+    """Lines of mac, addresses and name, of the ports that have an address on the switch and of other macs."""
+    lines = []
+    for port in ports:
+        inside = [text for text in port.ipv4[:1] if switch.network and ipaddress.IPv4Address(text) in switch.network]
+        if switch.ra_mode == "managed" and switch.network6 is not None:
+            own = [text for text in port.ipv6 if ipaddress.IPv6Address(text) in switch.network6]
+            inside += [f"[{text}]" for text in own[:1]]
+        if inside:
+            tag = f"set:mtu{port.mtu}" if port.mtu is not None else ""
+            lines.append(",".join(part for part in (port.mac, tag, *inside, dns_label(port.hostname)) if part))
+    others = switch.dhcp_policy.reservations
+    return lines + [",".join(part for part in (one.mac, one.address, one.hostname) if part) for one in others]
+
+
+def _hosts(switch: SwitchPolicy, ports: Sequence[PortPolicy]) -> list[str]:
+    """Lines of address and names: the host's first."""
+    domain = switch.dns_domain
+    lines = []
+    for port in ports:
+        if name := dns_label(port.hostname):
+            lines += [f"{text} {name}.{domain} {name}" for text in (*port.ipv4[:1], *port.ipv6[:1])]
+    others = switch.dhcp_policy.reservations
+    lines += [f"{one.address} {one.hostname}.{domain} {one.hostname}" for one in others if one.hostname]
+    gateways = [text for text in (switch.gateway, switch.gateway6) if text is not None]
+    return [*(f"{text} gateway.{domain} gateway" for text in gateways), *sorted(lines)]
+
+
 def parse_leases(text: str) -> list[Lease]:
-    """The leases in dnsmasq's file: lines of expiry, mac, address, name or ``*``, client id."""
+    """The leases in dnsmasq's file: lines of expiry, mac, address, name or ``*``, client id.
+
+    Those of IPv6 have an association's number in place of the mac, which is left empty.
+    """
     leases = []
     for line in text.splitlines():
         fields = line.split()
         if len(fields) == 5 and fields[0].isdigit():
-            leases.append(Lease(fields[2], fields[1], "" if fields[3] == "*" else fields[3], int(fields[0])))
+            mac = "" if ":" in fields[2] else fields[1]
+            leases.append(Lease(fields[2], mac, "" if fields[3] == "*" else fields[3], int(fields[0])))
     return leases
 
 
@@ -129,7 +159,7 @@ class Server:
         reload = _write(self._directory / "reservations", files.reservations)
         reload |= _write(self._directory / "hosts", files.hosts)
         pid = self.pid()
-        if pid is not None and restart:
+        if pid is not None and (restart or not _is_here(pid)):
             self.stop()
             pid = None
         if pid is None:
@@ -137,7 +167,9 @@ class Server:
             self._start(switch)
             return [f"start DHCP and DNS of switch {switch.name}"]
         if reload:
-            os.kill(pid, signal.SIGHUP)
+            if not _signal(pid, signal.SIGHUP):  # it has just ended
+                self._start(switch)
+                return [f"start DHCP and DNS of switch {switch.name}"]
             return [f"tell DHCP and DNS of switch {switch.name} its reservations"]
         return []
 
@@ -155,9 +187,9 @@ class Server:
         pid = self.pid()
         if pid is None:
             return False
-        os.kill(pid, signal.SIGTERM)
+        _signal(pid, signal.SIGTERM)
         if not _until(lambda: self._gone(pid), _STOP_S):
-            os.kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
             _until(lambda: self._gone(pid), _STOP_S)
         (self._directory / "dnsmasq.pid").unlink(missing_ok=True)
         return True
@@ -225,6 +257,23 @@ class Server:
             cause=log.read_text(errors="replace").strip()[-1000:] or f"dnsmasq ended with {child.returncode}",
             remedy="another DHCP or DNS server may hold the address: 'inn doctor' names it",
         )
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """Whether the process was there to hear it."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a process is in this thread's network namespace."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+    except OSError:
+        return False
 
 
 def service_user() -> str:

@@ -13,6 +13,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
+from innkeeper.network.docker import CHAIN_PREFIX
 from innkeeper.network.nft import Object
 
 _FAMILIES = ("ip", "ip6", "inet")
@@ -41,16 +42,18 @@ class Finding:
     what: str
     certain: bool
     owner: str
+    rule: str
+    """Which rule drops it: its chain and handle, or that it is the chain's policy."""
 
     @property
     def detail(self) -> str:
         verb = "drops" if self.certain else "may drop"
-        return f"{self.owner}: {self.family} {self.table} {self.chain} {verb} {self.what}"
+        return f"{self.owner}: {self.family} {self.table} {self.chain} {verb} {self.what} ({self.rule})"
 
     @property
     def remedy(self) -> str:
         if self.owner == "Docker":
-            return "accept the bridge there: iptables -I DOCKER-USER -i 'inbr-+' -j ACCEPT, and the same with -o"
+            return "consent to one rule of the inn's in DOCKER-USER: inn host set --allow-docker"
         if self.owner == "firewalld":
             return "put the bridge into a zone that accepts: firewall-cmd --zone=trusted --change-interface=BRIDGE"
         if self.owner == "ufw":
@@ -67,15 +70,23 @@ class _Verdict(Enum):
 
 
 def findings(
-    ruleset: Sequence[Object], bridges: Iterable[str], *, nat: bool, bridge_netfilter: bool, own: str = "inn_"
+    ruleset: Sequence[Object],
+    bridges: Iterable[str],
+    *,
+    nat: bool,
+    bridge_netfilter: bool,
+    guests_only: Iterable[str] = (),
+    own: str = "inn_",
 ) -> list[Finding]:
     """What foreign chains do to traffic of ``bridges``.
 
-    ``nat``: guests go out through the host. ``bridge_netfilter``: frames within a bridge pass the IP hooks too
-    (``net.bridge.bridge-nf-call-iptables`` is 1). Tables whose names begin with ``own`` are the inns' own.
+    ``guests_only``: bridges where the host serves nothing and routes nothing (private and external switches): only what
+    passes within them can be dropped. ``nat``: guests go out through the host. ``bridge_netfilter``: frames within a
+    bridge pass the IP hooks too (``net.bridge.bridge-nf-call-iptables`` is 1). Tables whose names begin with ``own``
+    are the inns' own.
     """
     chains, rules, sets = _index(ruleset)
-    found = []
+    found, bridges = [], list(bridges)
     for bridge in bridges:
         packets = [Packet(f"DHCP and DNS requests on {bridge}", "input", bridge, None)]
         if nat:
@@ -83,28 +94,43 @@ def findings(
                 Packet(f"traffic of guests on {bridge} to the outside", "forward", bridge, _OUTSIDE),
                 Packet(f"answers from the outside to guests on {bridge}", "forward", _OUTSIDE, bridge, "established"),
             ]
-        if bridge_netfilter:
-            packets.append(Packet(f"traffic between guests on {bridge}", "forward", bridge, bridge))
-        for chain in chains:
-            if chain["family"] not in _FAMILIES or chain["table"].startswith(own) or chain.get("type") != "filter":
-                continue
-            for packet in packets:
-                if chain.get("hook") == packet.hook:
-                    finding = _judge(chain, packet, rules, sets)
-                    found += [finding] if finding else []
+        found += _against(packets, chains, rules, sets, own)
+    if bridge_netfilter:
+        within = [Packet(f"traffic between guests on {one}", "forward", one, one) for one in (*bridges, *guests_only)]
+        found += _against(within, chains, rules, sets, own)
+    return found
+
+
+def _against(
+    packets: Sequence[Packet],
+    chains: Sequence[Object],
+    rules: Mapping[tuple[str, str, str], list[Object]],
+    sets: Mapping[Any, list[Any]],
+    own: str,
+) -> list[Finding]:
+    found = []
+    for chain in chains:
+        if chain["family"] not in _FAMILIES or chain["table"].startswith(own) or chain.get("type") != "filter":
+            continue
+        for packet in packets:
+            if chain.get("hook") == packet.hook:
+                finding = _judge(chain, packet, rules, sets)
+                found += [finding] if finding else []
     return found
 
 
 def _judge(
     chain: Object, packet: Packet, rules: Mapping[tuple[str, str, str], list[Object]], sets: Mapping[Any, list[Any]]
 ) -> Finding | None:
-    verdict = _walk(chain, chain["name"], packet, rules, sets, 0)
+    dropping: list[str] = []
+    verdict = _walk(chain, chain["name"], packet, rules, sets, 0, dropping)
     if verdict is _Verdict.ON:
         verdict = _Verdict.DROP if chain.get("policy") == "drop" else _Verdict.ACCEPT
     if verdict is _Verdict.ACCEPT or (verdict is _Verdict.MAYBE and chain.get("policy") != "drop"):
         return None
     certain = verdict is _Verdict.DROP
-    return Finding(chain["family"], chain["table"], chain["name"], packet.what, certain, _owner(chain, rules))
+    rule = dropping[0] if dropping else "its policy"
+    return Finding(chain["family"], chain["table"], chain["name"], packet.what, certain, _owner(chain, rules), rule)
 
 
 def _walk(
@@ -114,8 +140,12 @@ def _walk(
     rules: Mapping[tuple[str, str, str], list[Object]],
     sets: Mapping[Any, list[Any]],
     depth: int,
+    dropping: list[str],
 ) -> _Verdict:
-    """How the chain ends for the packet; MAYBE once an undecidable rule could have accepted."""
+    """How the chain ends for the packet; MAYBE once an undecidable rule could have accepted.
+
+    Rules that drop it for sure are added to ``dropping``.
+    """
     maybe = False
     place = (chain["family"], chain["table"])
     for rule in rules.get((*place, name), ()) if depth < _DEPTH else ():
@@ -125,13 +155,14 @@ def _walk(
         verdict = _Verdict.ON
         for statement in rule["expr"]:
             if target := statement.get("jump") or statement.get("goto"):
-                verdict = _walk(chain, target["target"], packet, rules, sets, depth + 1)
+                verdict = _walk(chain, target["target"], packet, rules, sets, depth + 1, dropping)
                 if verdict is _Verdict.ON and "goto" in statement and holds:
                     return _Verdict.MAYBE if maybe else _Verdict.ON
             elif "accept" in statement:
                 verdict = _Verdict.ACCEPT
             elif "drop" in statement or "reject" in statement:
                 verdict = _Verdict.DROP
+                dropping += [f"rule {rule.get('handle', '?')} of chain {name}"] if holds else []
             elif "return" in statement and holds:
                 return _Verdict.MAYBE if maybe else _Verdict.ON
         if verdict is _Verdict.MAYBE or (verdict is _Verdict.ACCEPT and holds is None):
@@ -145,7 +176,7 @@ def _holds(rule: Object, packet: Packet, place: tuple[str, str], sets: Mapping[A
     """Whether the rule's matches hold for the packet; None when that depends on what is not known."""
     certain = True
     for statement in rule["expr"]:
-        if "xt" in statement or "vmap" in statement:
+        if "vmap" in statement or ("xt" in statement and not _says_nothing(statement["xt"], rule)):
             certain = False
         if "match" not in statement:
             continue
@@ -165,6 +196,12 @@ def _holds(rule: Object, packet: Packet, place: tuple[str, str], sets: Mapping[A
         if same == (match["op"] == "!="):
             return False
     return True if certain else None
+
+
+def _says_nothing(extension: Any, rule: Object) -> bool:
+    """Whether an iptables extension is a comment, or that of an inn's chain, which matches just what is to pass."""
+    comment = isinstance(extension, dict) and extension.get("name") == "comment"
+    return comment or str(rule["chain"]).startswith(CHAIN_PREFIX)
 
 
 def _names(right: Any, place: tuple[str, str], sets: Mapping[Any, list[Any]]) -> list[str]:

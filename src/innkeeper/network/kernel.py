@@ -7,58 +7,79 @@ rules do. A tap of the inn without rules is closed by the fixed rules.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
-from innkeeper.network import counters
+from innkeeper.network import counters, meter_dump, meters, vlan_bridge
 from innkeeper.network.dhcp import Lease, Server
+from innkeeper.network.docker import Docker
+from innkeeper.network.forwarding import forward_ipv6
 from innkeeper.network.links import Device, Links, Route, open_tap, write_sysctl
+from innkeeper.network.minimums import shares
 from innkeeper.network.nft import Nft
-from innkeeper.network.plan import Standing
+from innkeeper.network.overlay_links import Overlays
+from innkeeper.network.overlay_plan import tunnels_of
+from innkeeper.network.plan import Standing, connection, dhcp_facts
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
-from innkeeper.network.ruleset import BRIDGE_PREFIX, TAP_PREFIX, Element, port_elements
-from innkeeper.network.transaction import (
-    FAMILIES,
-    Schema,
-    change,
-    compile_elements,
-    read_elements,
-    remove,
-    replace,
-    schema_stands,
-)
+from innkeeper.network.rules import Rules
+from innkeeper.network.ruleset import BRIDGE_PREFIX, TAP_PREFIX, Element
+from innkeeper.network.shaping import LIMITER_PREFIX
+from innkeeper.network.tenancy import Tenancy
+from innkeeper.network.traffic import Meter
+from innkeeper.network.traffic_control import Shaper
+from innkeeper.network.transaction import Schema, compile_elements, elements_of
+from innkeeper.network.unforeseen import as_problem
+from innkeeper.network.uplink_record import records
+from innkeeper.network.uplink_shares import UplinkShares
+from innkeeper.network.uplinks import Uplinks, ignore
 
 FORWARDING = "net/ipv4/ip_forward"
+_KINDS = {BRIDGE_PREFIX: "bridge", TAP_PREFIX: "tun", LIMITER_PREFIX: "ifb"}
+"""Kinds of the inn's devices by their names' beginning."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What ``Kernel.repair`` did, in sentences, and what it could not do: switch name -> problem."""
+    """What ``Kernel.repair`` did, in sentences, and what it could not do: switch name -> problem.
+
+    ``new_taps`` had to be made since the last report: whoever had one open before has lost it.
+    """
 
     done: list[str] = field(default_factory=list)
     problems: dict[str, Problem] = field(default_factory=dict)
+    new_taps: list[str] = field(default_factory=list)
 
 
 class Kernel:
     """The switches of one inn in one network namespace. ``directory`` holds the files of dnsmasq, by bridge."""
 
-    def __init__(self, inn_id: str, directory: Path) -> None:
+    def __init__(self, inn_id: str, directory: Path, passed: Callable[[str], None] = ignore) -> None:
         self.schema = Schema(inn_id)
         self.directory = directory
         self.standing: dict[str, Standing] = {}
-        self._elements: frozenset[Element] = frozenset()
         self._bridge_of: dict[str, str] = {}
+        self._remade: set[str] = set()
+        """Taps of ports that had to be made again, not told yet."""
         self._servers: dict[str, Server] = {}
         self._nft = Nft()
+        self._rules = Rules(self.schema, self._nft)
         self._links = Links()
+        self._shaper = Shaper()
+        self._shares = UplinkShares()
+        self.uplinks = Uplinks(records(directory), passed)
+        self._overlays = Overlays(inn_id)
+        self._tenancy = Tenancy(inn_id, self.standing)
+        self._docker = Docker(inn_id)
 
     # --- everything ---------------------------------------------------------------------------------------------------
 
     def start(self, desired: Iterable[Standing]) -> Report:
         """Take ``desired`` as the whole of what shall be, and repair."""
-        self.standing = {standing.switch.bridge: standing for standing in desired}
+        self.standing.clear()
+        self.standing.update({standing.switch.bridge: standing for standing in desired})
         self._bridge_of = {tap: bridge for bridge, standing in self.standing.items() for tap in standing.ports}
         return self.repair()
 
@@ -67,21 +88,42 @@ class Kernel:
 
         Raises ``Failed`` (``nft.refused``); what fails for one switch does not keep the others from being repaired.
         """
-        report = Report(self._load(self._compiled()))
+        report = Report(self._rules.load(self._compiled()))
         devices = self._devices()
         for name, device in devices.items():
             if name not in self.standing and name not in self._bridge_of and device.kind in ("bridge", "tun"):
+                if device.kind == "bridge":
+                    report.done += self.uplinks.release(name, None)
                 self._links.remove(name, device.kind)
                 report.done.append(f"remove {name}, which belongs to nothing")
         for folder in self._folders():
             if folder.name not in self.standing and Server(folder).remove():
                 report.done.append(f"stop DHCP and DNS of {folder.name}, which belongs to nothing")
+        wanted = (tunnel.device for standing in self.standing.values() for tunnel in tunnels_of(standing.switch))
+        report.done += self._overlays.sweep(wanted) + self._tenancy.sweep()
         for standing in self.standing.values():
             try:
-                report.done += self._ensure_devices(standing, devices)
+                report.done += self._ensure_again(standing, devices, standing.ports)
             except Problem as problem:
                 report.problems[standing.switch.name] = problem
+            if (problem_outside := self.uplinks.problems.get(standing.switch.bridge)) is not None:
+                report.problems.setdefault(standing.switch.name, problem_outside)
+        for name in devices.keys() - self._shaper.limiters:
+            if devices[name].kind == "ifb" and self._links.remove(name, "ifb"):
+                report.done.append(f"remove {name}, which belongs to nothing")
+        report.new_taps = sorted(self._remade & self._bridge_of.keys())
+        self._remade.clear()
+        if self._docker.allowed:
+            try:
+                report.done += self._docker.ensure()
+            except Problem as problem:
+                report.problems["Docker's rules"] = problem
         return report
+
+    def allow_docker(self, allowed: bool) -> list[str]:
+        """Let guests pass Docker's rules, or no longer; returns what was done. Raises ``Failed`` (``tool.failed``)."""
+        self._docker.allowed = allowed
+        return self._docker.ensure()
 
     def remove_all(self) -> None:
         """Leave nothing of the inn: dnsmasq, taps, bridges, rules."""
@@ -89,15 +131,28 @@ class Kernel:
             Server(folder).remove()
         with contextlib.suppress(OSError):
             self.directory.rmdir()
+        self._overlays.sweep(())
+        self._tenancy.remove_all()
         devices = self._devices()
-        for name in sorted(devices, key=lambda name: devices[name].kind == "bridge"):
-            self._links.remove(name, "bridge" if name.startswith(BRIDGE_PREFIX) else "tun")
-        self._nft.apply(remove(self.schema))
-        self.standing, self._bridge_of, self._elements = {}, {}, frozenset()
+        for name in devices:
+            if name.startswith(BRIDGE_PREFIX):
+                standing = self.standing.get(name)
+                self._shares.ensure(standing.switch.outside if standing else None, None, verify=True)
+                self.uplinks.release(name, standing.switch.uplink if standing else None)
+        self.uplinks.forget()
+        for prefix, kind in reversed(_KINDS.items()):
+            self._links.remove_together((name for name in devices if name.startswith(prefix)), kind)
+        self._rules.remove()
+        self._docker.remove()
+        self.standing.clear()
+        self._bridge_of = {}
 
     def close(self) -> None:
         self._nft.close()
         self._links.close()
+        self._shaper.close()
+        self._shares.close()
+        self.uplinks.close()
 
     # --- a switch -----------------------------------------------------------------------------------------------------
 
@@ -140,13 +195,45 @@ class Kernel:
             raise NotFound("nic.not_plugged", f"tap {port.tap} is plugged into no switch")
         return self.add_port(bridge, port)
 
+    def move_port(self, bridge: str, port: PortPolicy) -> list[str]:
+        """Plug a port into another switch, or change it where it is; whoever has its tap open keeps it.
+
+        In between it is in neither. Put back when that fails. Raises ``NotFound`` (``switch.not_found``,
+        ``nic.not_plugged``).
+        """
+        former, taker = self._bridge_of.get(port.tap), self._standing(bridge)
+        if former is None:
+            raise NotFound("nic.not_plugged", f"tap {port.tap} is plugged into no switch")
+        if former == bridge:
+            return self.add_port(bridge, port)
+        giver = self._standing(former)
+        try:
+            return self._carry(giver, taker, port)
+        except Problem:
+            old = giver.ports[port.tap]
+            with contextlib.suppress(Problem):
+                self._carry(taker.with_port(port), giver.without(port.tap), old)
+            raise
+
+    def update_rules(self, ports: Sequence[PortPolicy]) -> None:
+        """Change the ACLs and meters of many ports in one transaction; those plugged in nowhere are left out."""
+        changed: dict[str, dict[str, PortPolicy]] = {}
+        before, after = set[Element](), set[Element]()
+        for port in ports:
+            bridge = self._bridge_of.get(port.tap)
+            if bridge is not None:
+                standing = self.standing[bridge]
+                before |= elements_of(standing.switch, standing.ports[port.tap])
+                after |= elements_of(standing.switch, port)
+                changed.setdefault(bridge, dict(standing.ports))[port.tap] = port
+        self._rules.change(frozenset(before), frozenset(after))
+        for bridge, all_ports in changed.items():
+            self.standing[bridge] = Standing(self.standing[bridge].switch, all_ports)
+
     def remove_port(self, tap: str) -> list[str]:
         """Unplug a port and remove its tap; nothing to do when there is none."""
-        bridge = self._bridge_of.get(tap)
-        if bridge is None:
-            return []
-        standing = self._standing(bridge)
-        return self._change_port(standing, standing.ports[tap], None)
+        standing = self.standing.get(self._bridge_of.get(tap, ""))
+        return self._change_port(standing, standing.ports[tap], None) if standing is not None else []
 
     def counters(self, tap: str) -> dict[str, int]:
         """Guard -> packets dropped at ``tap``. Raises ``NotFound`` (``nic.not_plugged``)."""
@@ -154,7 +241,7 @@ class Kernel:
         if bridge is None:
             raise NotFound("nic.not_plugged", f"tap {tap} is plugged into no switch")
         standing = self._standing(bridge)
-        elements = port_elements(standing.switch, standing.ports[tap])
+        elements = elements_of(standing.switch, standing.ports[tap])
         return counters.port_counters(self._nft, self.schema.table, elements, tap)
 
     def open_tap(self, tap: str) -> int:
@@ -166,11 +253,30 @@ class Kernel:
     def all_counters(self) -> dict[str, dict[str, int]]:
         return counters.all_counters(self._nft, self.schema.table)
 
-    def leases(self, bridge: str) -> list[Lease]:
-        return self._server(bridge).leases()
+    def meters(self) -> dict[str, dict[Meter, meter_dump.Count]]:
+        """What the meters of all ports have counted, by tap."""
+        found: dict[str, dict[Meter, meter_dump.Count]] = {}
+        for name, count in meter_dump.read_counters(self.schema.table).items():
+            if "/" in name:
+                tap, direction, remote = meters.read_name(name)
+                found.setdefault(tap, {})[Meter(direction, remote)] = count
+        return found
 
-    def routes(self) -> list[Route]:
-        return self._links.routes()
+    def statistics(self) -> dict[str, tuple[int, int, int, int]]:
+        """Tap -> bytes and packets from the vm, bytes and packets towards it."""
+        return meter_dump.read_statistics(TAP_PREFIX + self.schema.inn_id)
+
+    def leases(self, bridge: str) -> list[Lease]:
+        ports = self.standing[bridge].ports.values() if bridge in self.standing else ()
+        macs = {address: port.mac for port in ports for address in port.ipv6}
+        found = self._server(bridge).leases()
+        return [dataclasses.replace(lease, mac=lease.mac or macs.get(lease.address, "")) for lease in found]
+
+    def routes(self, version: int) -> list[Route]:
+        return self._links.routes(version)
+
+    def addresses(self) -> list[str]:
+        return self._links.addresses()
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
@@ -178,25 +284,33 @@ class Kernel:
         """From one switch to another; the old one's taps go first, the new one's rules before its devices."""
         done = []
         old_ports, new_ports = old.ports if old else {}, new.ports if new else {}
-        for tap in sorted(old_ports.keys() - new_ports.keys()):
-            if self._links.remove(tap, "tun"):
-                done.append(f"remove tap {tap}")
+        leaving = sorted(old_ports.keys() - new_ports.keys())
+        done += [f"remove tap {tap}" for tap in self._links.remove_together(leaving, "tun")]
+        for tap in leaving:
             self._bridge_of.pop(tap, None)
         if old is not None and new is None:
             bridge = old.switch.bridge
             if self._server(bridge).remove():
                 done.append(f"stop DHCP and DNS of switch {old.switch.name}")
-            del self._servers[bridge]
+            self._servers.pop(bridge, None)
+            self._shaper.remove(bridge)
+            done += self._overlays.remove(bridge) + self._tenancy.remove(old.switch)
+            self._shares.ensure(old.switch.outside, None)
+            done += self.uplinks.release(bridge, old.switch.uplink)
             if self._links.remove(bridge, "bridge"):
                 done.append(f"remove bridge {bridge}")
-        self._set_elements(_compiled(old), _compiled(new))
+        elif old is not None and new is not None and connection(old) != connection(new):
+            self._shares.ensure(old.switch.outside, None)
+            done += self.uplinks.release(old.switch.bridge, old.switch.uplink)
+        shared = self._tenancy.shared_elements(old, new)
+        self._rules.change(_compiled(old) - shared, _compiled(new) - shared)
         if new is None:
             if old is not None:
                 self.standing.pop(old.switch.bridge, None)
             return done
         self.standing[new.switch.bridge] = new
         self._bridge_of |= dict.fromkeys(new_ports, new.switch.bridge)
-        return done + self._ensure_devices(new, self._devices())
+        return done + self._ensure_again(new, self._devices(), old_ports.keys() & new_ports.keys())
 
     def _change_port(self, standing: Standing, old: PortPolicy | None, new: PortPolicy | None) -> list[str]:
         """One port of a switch from ``old`` to ``new``; put back when that fails."""
@@ -207,33 +321,70 @@ class Kernel:
         if new is None:
             self._links.remove(tap, "tun")
             done.append(f"remove tap {tap}")
-        before = port_elements(switch, old) if old else frozenset()
-        after = port_elements(switch, new) if new else frozenset()
-        self._set_elements(before, after)
-        ports = {name: port for name, port in standing.ports.items() if name != tap}
+        before = elements_of(switch, old) if old else frozenset()
+        after = elements_of(switch, new) if new else frozenset()
+        self._rules.change(before, after)
+        changed = standing.with_port(new) if new else standing.without(tap)
         if new is None:
             self._bridge_of.pop(tap, None)
+            self.standing[switch.bridge] = changed
+            self._shaper.ensure(switch.bridge, changed.ports.values())
+            if old is not None and old.vlan.mode == "trunk":
+                done += vlan_bridge.ensure(self._bridge(switch), changed.ports.values())
+            done += self._share(changed)
         else:
-            ports[tap] = new
+            lost = {tap} if old is not None and self._links.device(tap) is None else set[str]()
             try:
                 done += self._ensure_tap(switch, new)
+                self._remade |= lost
+                done += vlan_bridge.ensure(self._bridge(switch), changed.ports.values())
+                done += self._shaper.ensure(switch.bridge, changed.ports.values(), fresh={tap})
+                done += self._share(changed)
             except Problem:
                 if old is None:
                     self._links.remove(tap, "tun")
-                self._set_elements(after, before)
+                with contextlib.suppress(Problem):
+                    self._shaper.ensure(switch.bridge, standing.ports.values(), fresh={tap})
+                with contextlib.suppress(Problem):
+                    self._share(standing)
+                self._rules.change(after, before)
                 raise
             self._bridge_of[tap] = switch.bridge
-        self.standing[switch.bridge] = Standing(switch, ports)
-        if switch.serves_dhcp and (old is None or new is None or _dhcp_facts(old) != _dhcp_facts(new)):
+            self.standing[switch.bridge] = changed
+        if switch.serves_dhcp and (old is None or new is None or dhcp_facts(old) != dhcp_facts(new)):
             try:
-                done += self._server(switch.bridge).ensure(switch, list(ports.values()))
+                done += self._serve(changed)
             except Problem:
                 with contextlib.suppress(Problem):
-                    self._become(self.standing[switch.bridge], standing)
+                    self._become(changed, standing)
                 raise
         return done
 
-    def _ensure_tap(self, switch: SwitchPolicy, port: PortPolicy) -> list[str]:
+    def _carry(self, giver: Standing, taker: Standing, port: PortPolicy) -> list[str]:
+        """The tap of ``port`` from one switch to another."""
+        left, joined = giver.without(port.tap), taker.with_port(port)
+        done = [f"unplug tap {port.tap} from {giver.switch.bridge}"] if self._links.unplug(port.tap) else []
+        self._rules.change(elements_of(giver.switch, giver.ports[port.tap]), elements_of(taker.switch, port))
+        self.standing |= {left.switch.bridge: left, joined.switch.bridge: joined}
+        self._bridge_of[port.tap] = joined.switch.bridge
+        self._shaper.ensure(left.switch.bridge, left.ports.values())
+        self._ensure_tap(joined.switch, port)
+        done += vlan_bridge.ensure(self._bridge(joined.switch), joined.ports.values())
+        done += vlan_bridge.ensure(self._bridge(left.switch), left.ports.values())
+        done.append(f"plug it into {joined.switch.bridge}")
+        done += self._shaper.ensure(joined.switch.bridge, joined.ports.values(), fresh={port.tap})
+        failed: Problem | None = None
+        for each in (left, joined):
+            try:
+                done += self._share(each)
+                done += self._serve(each) if each.switch.serves_dhcp else []
+            except Problem as problem:  # the other one is told all the same
+                failed = problem
+        if failed is not None:
+            raise failed
+        return done
+
+    def _bridge(self, switch: SwitchPolicy) -> Device:
         bridge = self._links.device(switch.bridge)
         if bridge is None:
             raise Failed(
@@ -241,61 +392,75 @@ class Kernel:
                 f"bridge {switch.bridge} of switch {switch.name} is gone",
                 remedy="try again in a moment",
             )
-        return self._links.ensure_tap(port, bridge, switch.mtu, self._links.device(port.tap))
+        return bridge
+
+    def _ensure_tap(self, switch: SwitchPolicy, port: PortPolicy) -> list[str]:
+        present = self._links.device(port.tap)
+        done = self._links.ensure_tap(port, self._bridge(switch), port.mtu or switch.mtu, present)
+        return done + self._hold_mtu(switch, [port])
+
+    def _hold_mtu(self, switch: SwitchPolicy, ports: Iterable[PortPolicy]) -> list[str]:
+        """A bridge takes the smallest MTU of its ports until it is given one that differs from what it has."""
+        if all(port.mtu is None for port in ports):
+            return []
+        return self._links.ensure_bridge(switch, self._links.device(switch.bridge))
+
+    def _ensure_again(self, standing: Standing, devices: dict[str, Device], stood: Collection[str]) -> list[str]:
+        """As ``_ensure_devices``; what fails is a ``Problem``.
+
+        Taps that ``stood`` and are not among ``devices`` have lost whoever had them open.
+        """
+        gone = {tap for tap in stood if tap not in devices}
+        try:
+            with as_problem(f"switch {standing.switch.name} cannot be put right"):
+                return self._ensure_devices(standing, devices)
+        finally:
+            self._remade |= {tap for tap in gone if self._links.device(tap) is not None}
 
     def _ensure_devices(self, standing: Standing, devices: dict[str, Device]) -> list[str]:
         switch = standing.switch
         done = self._links.ensure_bridge(switch, devices.get(switch.bridge))
-        bridge = devices.get(switch.bridge) or self._links.device(switch.bridge)
-        if bridge is None:
-            raise Failed("switch.broken", f"bridge {switch.bridge} has vanished", remedy="try again")
+        bridge = devices.get(switch.bridge) or self._bridge(switch)
         for tap, port in standing.ports.items():
-            done += self._links.ensure_tap(port, bridge, switch.mtu, devices.get(tap))
-        server = self._server(switch.bridge)
+            done += self._links.ensure_tap(port, bridge, port.mtu or switch.mtu, devices.get(tap))
+        done += self._hold_mtu(switch, standing.ports.values())
+        done += self._tenancy.ensure(switch) + self._overlays.ensure(switch)
+        done += vlan_bridge.ensure(bridge, standing.ports.values())
+        done += self._shaper.ensure(switch.bridge, standing.ports.values(), verify=True)
+        if switch.kind == "external":
+            done += self.uplinks.ensure(switch)
+        done += self._share(standing, verify=True)
         if switch.serves_dhcp:
-            done += server.ensure(switch, list(standing.ports.values()))
-        elif server.remove():
+            done += self._serve(standing)
+        elif self._server(switch.bridge).remove():
             done.append(f"stop DHCP and DNS of switch {switch.name}")
-        if switch.kind == "nat" and write_sysctl(FORWARDING, "1"):
+        if switch.way_out and write_sysctl(FORWARDING, "1"):
             done.append("let the host forward IPv4 (net.ipv4.ip_forward=1)")
+        if switch.kind == "nat" and switch.subnet6 is not None:
+            done += forward_ipv6()
         return done
 
-    def _set_elements(self, old: frozenset[Element], new: frozenset[Element]) -> None:
-        """One transaction. When it is refused because the kernel's rules are no longer ours, they are repaired."""
-        target = self._elements - (old - new) | (new - old)
-        try:
-            self._nft.apply(change(self.schema, old, new))
-        except Failed:
-            if not self._load(target):
-                raise
-        self._elements = target
+    def _share(self, standing: Standing, *, verify: bool = False) -> list[str]:
+        """The minimums of a switch's ports at its uplink."""
+        switch = standing.switch
+        return self._shares.ensure(switch.outside, shares(switch, standing.ports.values()), verify=verify)
 
-    def _load(self, target: frozenset[Element]) -> list[str]:
-        """Make the kernel's rules be the schema with ``target``; returns what was done."""
-        intact, actual = True, frozenset[Element]()
-        for family in FAMILIES:
-            if self._nft.table_exists(family, self.schema.table):
-                objects = self._nft.read(f"list table {family} {self.schema.table}")
-                intact = intact and schema_stands(self.schema, family, objects)
-                actual |= read_elements(family, objects)
-            else:
-                intact = False
-        if intact and actual == target:
-            done = []
-        elif intact:
-            self._nft.apply(change(self.schema, actual, target))
-            done = [f"set the rules of {self.schema.table} right"]
-        else:
-            self._nft.apply(replace(self.schema, target))
-            done = [f"load the rules of {self.schema.table}"]
-        self._elements = target
-        return done
+    def _serve(self, standing: Standing) -> list[str]:
+        """DHCP and DNS of a switch, where its tenant is."""
+        switch = standing.switch
+        with self._tenancy.inside(switch):
+            return self._server(switch.bridge).ensure(switch, list(standing.ports.values()))
 
     def _compiled(self) -> frozenset[Element]:
         return compile_elements((standing.switch, standing.ports.values()) for standing in self.standing.values())
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """How the names of the inn's links begin."""
+        return tuple(prefix + self.schema.inn_id for prefix in _KINDS)
+
     def _devices(self) -> dict[str, Device]:
-        return self._links.devices(f"{BRIDGE_PREFIX}{self.schema.inn_id}", f"{TAP_PREFIX}{self.schema.inn_id}")
+        return self._links.devices(*self.prefixes)
 
     def _folders(self) -> list[Path]:
         return sorted(self.directory.iterdir()) if self.directory.is_dir() else []
@@ -312,7 +477,3 @@ class Kernel:
 
 def _compiled(standing: Standing | None) -> frozenset[Element]:
     return compile_elements([(standing.switch, standing.ports.values())] if standing else [])
-
-
-def _dhcp_facts(port: PortPolicy) -> tuple[str, tuple[str, ...], str]:
-    return port.mac, port.ipv4[:1], port.hostname

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,19 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from innkeeper.model.problems import Conflict, Failed, Problem, Unavailable
+from innkeeper.network.link_removal import remove_together
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.system import process
 
 _TUN = "/dev/net/tun"
-_TUNSETIFF = 0x400454CA
+TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
 _TUNSETOWNER = 0x400454CC
-_IFF_TAP = 0x0002
-_IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000
+TAP_FLAGS = 0x0002 | 0x1000 | 0x4000
+"""IFF_TAP, IFF_NO_PI, IFF_VNET_HDR."""
 _IFF_UP = 0x1
+_IFA_F_NODAD = 0x02
+_SCOPE_LINK = 253
 _NO_OWNER = 0xFFFFFFFF
 """A tap that any process may open."""
 
@@ -47,11 +50,13 @@ class Device:
     up: bool
     master: int
     owner_uid: int | None
+    vlan_filtering: bool | None = None
+    """Of a bridge; None when this kernel's bridges cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 network (CIDR) that the host reaches through ``device``."""
+    """A network (CIDR) that the host reaches through ``device``."""
 
     network: str
     device: str
@@ -110,13 +115,15 @@ class Links:
             process.run(["ip", "link", "set", "dev", name, "type", "bridge", "no_linklocal_learn", "1"])
             done.append(f"make bridge {name}")
             present = self._present(name)
-            _quiet_ipv6(name, speaks=switch.gateway is not None)
+            if switch.kind != "external":
+                _quiet_ipv6(name, speaks=switch.host_address is not None, listens=switch.overlay is not None)
         if (present.mac, present.mtu, present.up) != (switch.mac, switch.mtu, True):
             with _kernel(f"bridge {name} cannot be set up"):
                 self._netlink.link("set", index=present.index, address=switch.mac, mtu=switch.mtu, state="up")
             if not done:
                 done.append(f"set up bridge {name}")
-        return done + self._ensure_address(switch, present.index)
+        # An external switch's bridge has the addresses of the host, not of the inn.
+        return done if switch.kind == "external" else done + self._ensure_address(switch, present.index)
 
     def ensure_tap(self, port: PortPolicy, bridge: Device, mtu: int, present: Device | None) -> list[str]:
         """Make the port's persistent tap and plug it into ``bridge``; returns what was done.
@@ -144,16 +151,31 @@ class Links:
                 done.append(f"plug tap {port.tap} into {bridge.name}")
         return done
 
-    def routes(self) -> list[Route]:
-        """The host's IPv4 routes other than the default ones and loopback's."""
+    def unplug(self, tap: str) -> bool:
+        """Take the tap out of its bridge and let it stand by itself, down; False when it was in none."""
+        present = self.device(tap)
+        if present is None or not present.master:
+            return False
+        with _kernel(f"tap {tap} cannot be unplugged"):
+            self._netlink.link("set", index=present.index, master=0, state="down")
+        return True
+
+    def routes(self, version: int = 4) -> list[Route]:
+        """The host's routes of that IP version, but the default ones, loopback's and those within a link."""
         with _kernel("the routes cannot be listed"):
             names = {link["index"]: str(link.get("ifname")) for link in self._netlink.get_links()}
-            messages = list(self._netlink.get_routes(family=2))
-        return [
+            messages = list(self._netlink.get_routes(family=socket.AF_INET6 if version == 6 else socket.AF_INET))
+        found = [
             Route(f"{message.get('dst')}/{message['dst_len']}", names.get(message.get("oif"), ""))
             for message in messages
             if message["type"] == 1 and message["dst_len"] > 0 and names.get(message.get("oif")) != "lo"
         ]
+        return [route for route in found if not route.network.startswith(("fe80:", "ff"))]
+
+    def addresses(self) -> list[str]:
+        """The host's own IPv4 addresses."""
+        with _kernel("the addresses cannot be listed"):
+            return [str(message.get("address")) for message in self._netlink.get_addr(family=2)]
 
     def remove(self, name: str, kind: str) -> bool:
         """Remove the link ``name`` of that kind; False when there was none. One of another kind is not the inn's."""
@@ -168,6 +190,13 @@ class Links:
             raise _failed(f"{name} cannot be removed", refused) from refused
         return True
 
+    def remove_together(self, names: Iterable[str], kind: str) -> list[str]:
+        """Remove the links with those names that are of that kind, in one step; returns which were there."""
+        found = [device for name in names if (device := self.device(name)) is not None and device.kind == kind]
+        with _kernel(f"{len(found)} links cannot be removed"):
+            remove_together(device.index for device in found)
+        return [device.name for device in found]
+
     def _present(self, name: str) -> Device:
         device = self.device(name)
         if device is None:
@@ -175,18 +204,26 @@ class Links:
         return device
 
     def _ensure_address(self, switch: SwitchPolicy, index: int) -> list[str]:
-        network = switch.network
-        wanted = {(switch.gateway, network.prefixlen)} if network is not None and switch.gateway is not None else set()
-        with _kernel(f"the addresses of {switch.bridge} cannot be set"):
-            held = {
-                (message.get("address"), message["prefixlen"])
-                for message in self._netlink.get_addr(family=2, index=index)
-            }
-            for address, length in held - wanted:
-                self._netlink.addr("del", index=index, address=address, prefixlen=length)
-            for address, length in wanted - held:
-                self._netlink.addr("add", index=index, address=address, prefixlen=length)
-        return [f"give {switch.bridge} the address {address}/{length}" for address, length in wanted - held]
+        """The host's addresses on the switch; those of IPv6 stand at once, since nobody else may have them."""
+        done = []
+        for family, network, gateway, flags in (
+            (socket.AF_INET, switch.network, switch.host_address, 0),
+            (socket.AF_INET6, switch.network6, switch.gateway6, _IFA_F_NODAD),
+        ):
+            wanted = {(gateway, network.prefixlen)} if network is not None and gateway is not None else set()
+            with _kernel(f"the addresses of {switch.bridge} cannot be set"):
+                held = {
+                    (message.get("address"), message["prefixlen"])
+                    for message in self._netlink.get_addr(family=family, index=index)
+                    if message["scope"] != _SCOPE_LINK
+                }
+                for address, length in held - wanted:
+                    self._netlink.addr("del", index=index, address=address, prefixlen=length, family=family)
+                for address, length in wanted - held:
+                    facts = {"address": address, "prefixlen": length, "family": family, "flags": flags}
+                    self._netlink.addr("add", index=index, **facts)
+            done += [f"give {switch.bridge} the address {address}/{length}" for address, length in wanted - held]
+        return done
 
 
 def open_tap(name: str) -> int:
@@ -200,9 +237,7 @@ def open_tap(name: str) -> int:
         raise Failed("link.refused", f"{name!r} is not a tap of an inn")
     descriptor = _open_tun()
     try:
-        fcntl.ioctl(
-            descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-        )
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), TAP_FLAGS))
     except OSError as refused:
         os.close(descriptor)
         if refused.errno == errno.EBUSY:
@@ -237,9 +272,14 @@ def _make_tap(name: str, owner_uid: int) -> None:
         os.close(descriptor)
 
 
-def _quiet_ipv6(name: str, *, speaks: bool) -> None:
-    """``speaks``: the device has a link-local address but believes no router; otherwise the host is silent on it."""
-    settings = {"accept_ra": "0", "autoconf": "0"} if speaks else {"disable_ipv6": "1"}
+def _quiet_ipv6(name: str, *, speaks: bool, listens: bool = False) -> None:
+    """``speaks``: the device has a link-local address but believes no router; otherwise the host is silent on it.
+
+    ``listens``: it has none, but can hold neighbours, which the kernel does not allow where IPv6 is disabled.
+    """
+    settings = {"accept_ra": "0", "autoconf": "0"} if speaks or listens else {"disable_ipv6": "1"}
+    if listens:
+        settings["addr_gen_mode"] = "1"
     for setting, value in settings.items():
         write_sysctl(f"net/ipv6/conf/{name}/{setting}", value, optional=True)
 
@@ -270,6 +310,7 @@ def _device(link: Any) -> Device:
     info = link.get("linkinfo")
     kind = info.get("kind") if info is not None else None
     data = info.get("data") if info is not None else None
+    filtering = data.get("br_vlan_filtering") if kind == "bridge" and data is not None else None
     owner = data.get("tun_owner") if kind == "tun" and data is not None else None
     return Device(
         name=link.get("ifname"),
@@ -280,6 +321,7 @@ def _device(link: Any) -> Device:
         up=bool(link["flags"] & _IFF_UP),
         master=link.get("master") or 0,
         owner_uid=None if owner in (None, _NO_OWNER) else owner,
+        vlan_filtering=None if filtering is None else bool(filtering),
     )
 
 

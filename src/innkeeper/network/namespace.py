@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from innkeeper.model.problems import Failed
 
 _CLONE_NEWNET = 0x40000000
+NAMESPACES = Path("/run/netns")
+"""Where named network namespaces are (``ip netns``)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +32,8 @@ class NetworkThread:
         self._namespace = namespace
         self._entered = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What every piece of work is done within."""
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function`` in the thread; a cancelled caller does not stop what has begun.
@@ -38,7 +43,8 @@ class NetworkThread:
 
         def work() -> T:
             self._enter()
-            return function(*args, **kwargs)
+            with self.around():
+                return function(*args, **kwargs)
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
 
@@ -49,16 +55,35 @@ class NetworkThread:
     def _enter(self) -> None:
         if self._namespace is None or self._entered:
             return
-        path = Path("/run/netns") / self._namespace
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            finally:
-                os.close(descriptor)
-        except OSError as refused:
-            raise Failed(
-                "network.namespace", f"network namespace {path} cannot be entered", cause=str(refused)
-            ) from refused
+        _set_namespace(NAMESPACES / self._namespace)
         self._entered = True
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """This thread is in the network namespace of that name for the time of the block.
+
+    Raises ``Failed`` (``network.namespace``) when it cannot be entered.
+    """
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _set_namespace(NAMESPACES / namespace)
+        try:
+            yield
+        finally:
+            _set_namespace(Path(f"/proc/self/fd/{own}"))
+    finally:
+        os.close(own)
+
+
+def _set_namespace(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(descriptor)
+    except OSError as refused:
+        what = f"network namespace {path} cannot be entered"
+        raise Failed("network.namespace", what, cause=str(refused)) from refused

@@ -10,12 +10,14 @@ import ctypes
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from innkeeper.model.problems import Failed, Unavailable
 
 _LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4 | 1 << 7  # numeric protocols: their names depend on a file that may be absent
+_OUTPUT_TERSE = 1 << 11
 _PLACE = re.compile(r":(\d+):(\d+)(?:-\d+)?: Error: (.*)")
 
 Object = dict[str, Any]
@@ -62,6 +64,18 @@ class Nft:
         """What a list command answers, as the objects of libnftables-json(5) without its header."""
         answer = json.loads(self._listed(command, _OUTPUT_JSON) or '{"nftables": []}')
         return [item for item in answer["nftables"] if "metainfo" not in item]
+
+    def read_table(self, family: str, table: str, skip: Callable[[Object], bool]) -> list[Object]:
+        """What a table holds, without the elements of the sets for which ``skip`` is true: they may be very many."""
+        listed = json.loads(self._listed(f"list table {family} {table}", _OUTPUT_JSON | _OUTPUT_TERSE))
+        found: list[Object] = []
+        for item in listed["nftables"]:
+            kind = "set" if "set" in item else "map" if "map" in item else None
+            if kind is not None and not skip(item[kind]):
+                found += self.read(f"list {kind} {family} {table} {item[kind]['name']}")
+            elif "metainfo" not in item:
+                found.append(item)
+        return found
 
     def read_text(self, command: str) -> str:
         """What a command answers as text, for those that nft 1.0.6 does not answer in JSON."""

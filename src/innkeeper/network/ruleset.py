@@ -13,7 +13,8 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
-from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.policy import APART, PortPolicy, SwitchPolicy
+from innkeeper.network.uplink_policy import trusted_ports, uplink_macs, uplink_schema
 
 
 class Element(NamedTuple):
@@ -28,12 +29,22 @@ class Element(NamedTuple):
 COUNTED: dict[str, tuple[str, ...]] = {
     "mac": ("guard_mac",),
     "ip": ("guard_ip4", "guard_ip6"),
-    "arp": ("guard_arp", "guard_nd"),
+    "arp": ("guard_arp",),
+    "nd": ("guard_nd",),
     "dhcp": ("guard_dhcp",),
     "router": ("guard_router",),
     "frame": ("guard_frame",),
+    "storm": ("guard_storm",),
+    "acl": ("acl_denied_out", "acl_denied_in"),
+    "flows": ("acl_flows_out", "acl_flows_in"),
+    "vlan": ("guard_vlan",),
 }
-"""Guard -> the sets whose elements count what it dropped. ``frame``: a form of frame that no guard can read."""
+"""Guard -> the sets whose elements count what it dropped. ``frame``: a form of frame that no guard can read;
+``flows``: more new flows a second than a port may begin under stateful rules; ``vlan``: a tag that the port does not
+carry, or a way around by the host."""
+
+RATES = ("storm_broadcast", "storm_multicast")
+"""Sets whose elements have a rate of their own: the element's value, in frames a second."""
 
 TAP_PREFIX = "intp-"
 BRIDGE_PREFIX = "inbr-"
@@ -46,32 +57,44 @@ def bridge_schema(inn_id: str) -> str:
         + "".join(f"  set {name} {{ type ifname; counter; }}\n" for names in COUNTED.values() for name in names)
         + _SETS
         + _RULES.replace("TAPS", f'"{TAP_PREFIX}{inn_id}*"')
+        + uplink_schema()
     )
+
+
+def bridge_elements(switch: SwitchPolicy) -> frozenset[Element]:
+    """The elements that stand for ``switch`` itself in the bridge table."""
+    return frozenset(Element("bridge", name, key) for name, key in trusted_ports(switch.outside))
 
 
 def port_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
     """The elements that stand for ``port`` in the bridge table."""
-    tap, mac, guards = port.tap, port.mac, port.guards
-    ipv6 = (port.link_local, *port.ipv6)
+    tap, guards = port.tap, port.guards
+    ipv4, ipv6 = port.known4, port.known6
     on = {
         "ports": True,
-        "private_ports": switch.kind == "private",
-        "guard_frame": guards.any,
+        "private_ports": switch.kind in APART,
+        "guard_frame": guards.frame,
         "guard_mac": guards.mac,
         "guard_ip4": guards.ip and bool(port.ipv4),
         "guard_ip6": guards.ip,
         "guard_arp": guards.arp and bool(port.ipv4),
-        "guard_nd": guards.arp,
+        "guard_nd": guards.nd,
         "guard_dhcp": guards.dhcp,
         "guard_router": guards.router,
+        "guard_storm": guards.storm,
     }
     keys: list[tuple[str, tuple[str, ...]]] = [(name, (tap,)) for name, wanted in on.items() if wanted]
-    keys += [("macs", (tap, mac)), ("nd_link", (tap, hexadecimal(int(mac.replace(":", ""), 16))))]
-    keys += [("addresses4", (tap, address)) for address in port.ipv4]
-    keys += [("arp4", (tap, mac, address)) for address in port.ipv4]
+    keys += [("macs", (tap, mac)) for mac in port.macs]
+    keys += [("nd_link", (tap, hexadecimal(int(mac.replace(":", ""), 16)))) for mac in port.macs]
+    keys += [("ethertypes", (tap, hexadecimal(ethertype))) for ethertype in guards.ethertypes]
+    keys += [("addresses4", (tap, address)) for address in ipv4]
+    keys += [("arp4", (tap, mac, address)) for mac in port.macs for address in ipv4]
     keys += [("addresses6", (tap, address)) for address in ipv6]
     keys += [("nd_target", (tap, hexadecimal(int(ipaddress.IPv6Address(address))))) for address in ipv6]
-    return frozenset(Element("bridge", name, key) for name, key in keys)
+    keys += uplink_macs(switch.outside, port.mac)
+    rates = (guards.broadcast_per_s, guards.multicast_per_s) if guards.storm else ()
+    limits = {Element("bridge", name, (tap,), (str(rate),)) for name, rate in zip(RATES, rates, strict=False)}
+    return frozenset(limits | {Element("bridge", name, key) for name, key in keys})
 
 
 def hexadecimal(number: int) -> str:
@@ -88,13 +111,19 @@ _SETS = """\
   set addresses6 { type ifname . ipv6_addr; }
   set nd_target { typeof iifname . @th,64,128; }
   set nd_link { typeof iifname . @th,208,48; }
+  set ethertypes { type ifname . ether_type; }
+  set storm_broadcast { type ifname; limit rate over 1000/second; }
+  set storm_multicast { type ifname; limit rate over 10000/second; }
 """
 
 # A missing field makes a rule not match: "meta l4proto 0-255" and "th dport 0-65535" ask whether headers can be read.
 # nft 1.0.6 has no field for the ND target and options: they are raw bits behind the ICMPv6 header, hence fixed lengths.
+# "meta protocol" finds what is behind a VLAN tag too, where "arp", "icmp", "icmpv6" and "frag" alone do not.
 _RULES = """\
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
+    ether type ip ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 iifname . ether saddr . ip saddr @arp4 \
+goto own_ipv4 comment "the short way: unicast ipv4 from a port's own mac and address"
     iifname @ports goto from_port comment "frames of a known port"
     iifname TAPS counter name drop_closed drop comment "a tap without a policy is closed"
   }
@@ -106,25 +135,44 @@ comment "the bridge would learn from link-local groups without prerouting"
   }
   chain from_port {
     iifname . ether saddr != @macs iifname @guard_mac counter name drop_mac drop comment "mac is not the port's"
+    ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 jump storm comment "to all or to a group"
+    iifname . vlan id @vlan_tagged \
+meta protocol vmap { arp : goto from_arp, ip : goto from_ipv4, ip6 : goto from_ipv6 } comment "behind a trunk's tag"
     ether type vmap { arp : goto from_arp, ip : goto from_ipv4, ip6 : goto from_ipv6 } comment "what passes a port"
+    iifname . ether type @ethertypes accept comment "an ethertype that is allowed"
     iifname @guard_frame counter name drop_frame drop comment "tagged, 802.3 or unknown ethertype"
   }
+  chain storm {
+    ether daddr ff:ff:ff:ff:ff:ff iifname @storm_broadcast iifname @guard_storm counter name drop_storm drop \
+comment "too many broadcasts"
+    ether daddr != ff:ff:ff:ff:ff:ff iifname @storm_multicast iifname @guard_storm counter name drop_storm drop \
+comment "too many multicasts"
+  }
   chain from_arp {
-    arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation { request, reply } \
+    meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation { request, reply } \
 iifname . arp saddr ether . arp saddr ip @arp4 accept comment "its own mac and address"
-    arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
+    meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
 iifname . arp saddr ether . arp daddr ip @arp4 accept comment "a probe for its own address"
     iifname @guard_arp counter name drop_arp drop comment "an arp binding that is not the port's"
+  }
+  chain own_ipv4 {
+    meta l4proto tcp accept comment "no guard looks into tcp"
+    udp dport != 67-68 accept comment "nor into udp, but for dhcp"
+    goto from_ipv4 comment "what else there is is looked at"
   }
   chain from_ipv4 {
     meta l4proto 0-255 goto ipv4_read comment "ipv4 header can be read"
     iifname @guard_frame counter name drop_frame drop comment "malformed ipv4"
   }
   chain ipv4_read {
+    udp sport 68 udp dport 67 ip frag-off & 0x3fff != 0 iifname @guard_mac counter name drop_mac drop \
+comment "asks dhcp in fragments, whose first may end before the name"
+    udp sport 68 udp dport 67 iifname . @th,288,48 != @nd_link iifname @guard_mac counter name drop_mac drop \
+comment "asks dhcp in another's name"
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept comment "dhcp from a client without an address"
     iifname . ip saddr != @addresses4 iifname @guard_ip4 counter name drop_ip drop comment "source is not the port's"
     udp dport 68 iifname @guard_dhcp counter name drop_dhcp drop comment "to dhcp clients"
-    icmp type { redirect, router-advertisement } iifname @guard_router counter name drop_router drop \
+    meta protocol ip icmp type { redirect, router-advertisement } iifname @guard_router counter name drop_router drop \
 comment "icmp redirect or router advertisement"
   }
   chain from_ipv6 {
@@ -132,18 +180,19 @@ comment "icmp redirect or router advertisement"
     iifname @guard_frame counter name drop_frame drop comment "malformed ipv6"
   }
   chain ipv6_read {
-    exthdr frag exists jump ipv6_fragment comment "fragments"
+    meta protocol ip6 exthdr frag exists jump ipv6_fragment comment "fragments"
     iifname . ip6 saddr != @addresses6 jump ipv6_source comment "ipv6 source is not the port's"
     udp dport 546 iifname @guard_dhcp counter name drop_dhcp drop comment "to dhcpv6 clients"
-    icmpv6 type { 134, 137, 138, 139, 140 } iifname @guard_router counter name drop_router drop \
+    meta protocol ip6 icmpv6 type { 134, 137, 138, 139, 140 } iifname @guard_router counter name drop_router drop \
 comment "router advertisement, redirect, renumbering, node information"
-    icmpv6 type { 133, 135, 136 } goto nd comment "neighbour discovery"
+    meta protocol ip6 icmpv6 type { 133, 135, 136 } goto nd comment "neighbour discovery"
   }
   chain ipv6_fragment {
     ip6 hoplimit 255 iifname @guard_frame counter name drop_frame drop comment "fragmented neighbour discovery"
     ip6 daddr ff02::/16 iifname @guard_frame counter name drop_frame drop comment "fragments to link-local groups"
-    frag frag-off 0 th dport 0-65535 return comment "first fragment with its headers"
-    frag frag-off 0 iifname @guard_frame counter name drop_frame drop comment "first fragment that hides its headers"
+    meta protocol ip6 frag frag-off 0 th dport 0-65535 return comment "first fragment with its headers"
+    meta protocol ip6 frag frag-off 0 iifname @guard_frame counter name drop_frame drop \
+comment "first fragment that hides its headers"
   }
   chain ipv6_source {
     ip6 saddr :: icmpv6 type { 131, 132, 133, 135, 143 } return comment "before an address is known to be free"
@@ -156,7 +205,7 @@ iifname . @th,80,48 @nd_link accept comment "solicits routers, with its mac"
     ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 135 jump nd_solicit comment "solicits a neighbour"
     ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 136 iifname . @th,64,128 @nd_target jump nd_advert \
 comment "advertises its own address"
-    iifname @guard_nd counter name drop_arp drop comment "a neighbour binding that is not the port's"
+    iifname @guard_nd counter name drop_nd drop comment "a neighbour binding that is not the port's"
   }
   chain nd_solicit {
     ip6 saddr :: ip6 length 24 iifname . @th,64,128 @nd_target accept comment "is its own address free"

@@ -271,12 +271,15 @@ class _Backup:
         self.changed_bytes += len(blocks) * BLOCK
         names: dict[int, bytes] = dict.fromkeys((int(block) for block, *_ in blocks), NO_NAME)
         extents: list[Extent] = []
+        far: list[int] = []
         name_of = self.repository.key.name
         for block, kind, digest, location in blocks:
             if kind == "extent":
-                name = name_of(Kind.EXTENT, bytes.fromhex(digest))
-                names[block] = name
-                extents.append(extent_of(digest, location, name))
+                names[block] = name_of(Kind.EXTENT, bytes.fromhex(digest))
+                if location is None:
+                    far.append(int(block))
+                else:
+                    extents.append(extent_of(digest, location, names[block]))
         if extents:
             lacking = writer.lacking(names_array([extent.name for extent in extents]))
             wanted = {extent.name: extent for extent, lacks in zip(extents, lacking, strict=True) if lacks}
@@ -287,6 +290,9 @@ class _Backup:
                 if count % 256 == 0:
                     self.worker.report(begun + page_bytes * count // len(wanted), self.total_bytes, "copying")
         data = [int(block) for block, kind, *_ in blocks if kind == "data"]
+        if far:  # in an object store: what the repository lacks is read as a guest would
+            lacking = writer.lacking(names_array([names[block] for block in far]))
+            data = sorted(data + [block for block, lacks in zip(far, lacking, strict=True) if lacks])
         if data:
             with self._export(snapshot_id) as export:
                 for block, content in source.read_blocks(lambda: NbdClient(self.nbd_socket, export), data, size_bytes):

@@ -1,6 +1,6 @@
 """Blobs: the ground a repository stands on. Write once, read a range, list, delete.
 
-A driver is one class plus one line in ``DRIVERS``; all drivers pass ``tests/protect/test_blobs_conformance.py``.
+A driver is one class plus one line in ``DRIVERS``; all drivers pass ``tests/support/blobs_conformance.py``.
 """
 
 from __future__ import annotations
@@ -11,52 +11,22 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from innkeeper.model.problems import Conflict, Failed, Invalid, NoSpace, NotFound, Problem, Unavailable
+from innkeeper.system import blobs as system
+from innkeeper.system.blobs import BlobFacts, Buffer
 from innkeeper.system.bulk import write_bulk
 
-Buffer = bytes | bytearray | memoryview
 _TEMPORARY = "tmp"
 
 
-class BlobFacts(NamedTuple):
-    """What a listing says of a blob."""
-
-    name: str
-    size_bytes: int
-
-
-class Blobs(Protocol):
-    """Named immutable byte strings. Names are ``/``-separated lower-case words. Every call blocks; any thread may call.
-
-    Every call may raise ``Unavailable`` (``repository.unreachable``) and ``Failed`` (``repository.io``).
-    """
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> None:
-        """Store the parts one behind the other; when it returns, the blob is whole and on the medium.
-
-        Raises ``Conflict`` (``blob.exists``) when the name is taken, ``NoSpace`` (``repository.full``). After any
-        failure, a crash included, the name is either absent or holds all of the bytes.
-        """
-
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes there, fewer only at the blob's end. Raises ``NotFound`` (``blob.absent``)."""
-
-    def size(self, name: str) -> int:
-        """Length in bytes. Raises ``NotFound`` (``blob.absent``)."""
-
-    def ls(self, prefix: str) -> Iterator[BlobFacts]:
-        """All blobs whose name begins with ``prefix`` (a whole folder such as ``packs/``), in no particular order."""
-
-    def delete(self, name: str) -> None:
-        """Remove the blob; an absent one is no error."""
+class Blobs(system.Blobs, Protocol):
+    """What repositories stand on: blobs, and files of this machine where they are such. The problems' kind is
+    ``repository``."""
 
     def local_path(self, name: str) -> Path | None:
         """A file of this machine that holds the blob, to be mapped into memory; ``None`` where there is none."""
-
-    def clean(self, older_than_s: float) -> int:
-        """Remove what interrupted puts left behind, when older than that; returns how many things were removed."""
 
 
 def absent(name: str) -> NotFound:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from innkeeper.fabric import codecs
 from innkeeper.model.problems import Refused
-from innkeeper.protect.blobs import Buffer
 from innkeeper.protect.sealing import CIPHER_SUITE, FORMAT_VERSION, Key, Kind, damaged
+from innkeeper.system.blobs import Buffer
 
 crc32c = google_crc32c.value
 

@@ -10,8 +10,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import Protocol
+
+from innkeeper.system import priority
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Clock(Protocol):
@@ -24,7 +30,10 @@ class Clock(Protocol):
         """Seconds that never go backwards."""
 
     def busy(self) -> float:
-        """Seconds of processor time that this process has taken."""
+        """Seconds of processor time that this process has taken, and that this thread has waited for a processor."""
+
+    def idle(self) -> float:
+        """Seconds in which the machine's processors had nothing to do, of all of them together; in steps of 10 ms."""
 
     def sleep(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -40,11 +49,31 @@ class RealClock:
         return time.monotonic()
 
     def busy(self) -> float:
-        return time.process_time()
+        return time.process_time() + _waited_for_a_processor()
+
+    def idle(self) -> float:
+        return _idle()
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
             time.sleep(seconds)
+
+
+def _waited_for_a_processor() -> float:
+    """Seconds that this thread was ready to run and was not let (proc_pid_schedstat(5)); 0 where the kernel does not
+    say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
+def _idle() -> float:
+    """Idle time, waiting for devices among it (proc_stat(5)); where the kernel does not say, as if one always were."""
+    with suppress(OSError, ValueError, IndexError):
+        with open("/proc/stat", encoding="ascii") as stat:
+            _, _, _, _, idle, iowait, *_ = stat.readline().split()
+        return (int(idle) + int(iowait)) / _TICKS_PER_S
+    return time.monotonic()
 
 
 class SimulatedClock:
@@ -61,6 +90,9 @@ class SimulatedClock:
 
     def busy(self) -> float:
         return 0.0
+
+    def idle(self) -> float:
+        return self._now
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)
@@ -108,6 +140,7 @@ class Background:
         self._thread.start()
 
     def _run(self) -> None:
+        priority.level()
         while not self._stopping:
             rest_s = self._step()
             if rest_s > 0:

@@ -18,13 +18,18 @@ import errno
 import fcntl
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import CDLL, c_int, c_int64, c_uint, get_errno
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from innkeeper.model.problems import Conflict
 from innkeeper.system.clock import Clock, Randomness, RealClock, RealRandomness, RealScheduler, Scheduler
+from innkeeper.system.mounts import Mounts, RealMounts
+
+if TYPE_CHECKING:
+    from innkeeper.system.blobs import Address, Blobs
 
 Buffer = bytes | bytearray | memoryview
 IOV_MAX = 1024
@@ -34,6 +39,8 @@ class File(ABC):
     """An open file. All lengths and offsets in bytes; every call may raise ``OSError``."""
 
     path: str
+    far = False
+    """Whether reading it takes so long that more is read than was asked for, and kept."""
 
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
@@ -109,6 +116,10 @@ class FileSystem(ABC):
     @abstractmethod
     def space(self, path: str) -> tuple[int, int]:
         """(total, free) bytes of the file system that holds ``path``."""
+
+    @abstractmethod
+    def modified_at(self, path: str) -> float:
+        """When the file was written last, in seconds since 1970."""
 
     @abstractmethod
     def volume(self, path: str) -> int:
@@ -267,6 +278,9 @@ class RealFiles(FileSystem):
         usable = facts.f_blocks - facts.f_bfree + facts.f_bavail  # as df(1) counts: not what is root's alone
         return usable * facts.f_frsize, facts.f_bavail * facts.f_frsize
 
+    def modified_at(self, path: str) -> float:
+        return Path(path).stat().st_mtime
+
     def volume(self, path: str) -> int:
         return Path(path).stat().st_dev
 
@@ -292,3 +306,6 @@ class Io:
     clock: Clock = field(default_factory=RealClock)
     random: Randomness = field(default_factory=RealRandomness)
     scheduler: Scheduler = field(default_factory=RealScheduler)
+    stores: Mapping[str, Callable[[Address, FileSystem, Clock], Blobs]] = field(default_factory=dict)
+    """Drivers of blobs that take the place of those in ``innkeeper.system.stores``."""
+    mounts: Mounts = field(default_factory=RealMounts)

@@ -98,12 +98,26 @@ class Paths:
         return self.state / "state.db"
 
     @property
+    def journal(self) -> Path:
+        """What happened, for `inn event`."""
+        return self.state / "journal.db"
+
+    @property
     def daemon_lock(self) -> Path:
         return self.state / "daemon.lock"
 
     @property
     def pool(self) -> Path:
         return self.state / "fabric"
+
+    @property
+    def pool_list(self) -> Path:
+        """Which pools there are besides."""
+        return self.state / "pools.json"
+
+    def device(self, device_id: str) -> Path:
+        """Where the file system of a pool's block device is mounted."""
+        return self.state / "devices" / device_id
 
     @property
     def logs(self) -> Path:

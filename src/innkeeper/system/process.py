@@ -58,6 +58,15 @@ def _late(command: tuple[str, ...], timeout_s: float | None) -> Failed:
     return Failed("tool.timeout", f"{command[0]} took longer than {timeout_s} s", cause=f"$ {shlex.join(command)}")
 
 
+def _unstarted(command: tuple[str, ...], refused: OSError) -> Failed:
+    return Failed(
+        "tool.failed",
+        f"{Path(command[0]).name} cannot be started",
+        cause=f"{refused}\n$ {shlex.join(command)}",
+        remedy="look whether memory, processes or open files of this host are used up",
+    )
+
+
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {**BASE_ENVIRONMENT, **(extra or {})}
 
@@ -93,6 +102,8 @@ def run(
         raise _late(command, timeout_s) from late
     except FileNotFoundError as missing:
         raise Unavailable("tool.missing", f"{command[0]} is not installed", remedy="run 'make setup'") from missing
+    except OSError as refused:
+        raise _unstarted(command, refused) from refused
     completed = Completed(command, ended.returncode, ended.stdout, ended.stderr)
     if check and completed.returncode != 0:
         raise _failure(completed)
@@ -124,6 +135,8 @@ async def run_async(
         )
     except FileNotFoundError as missing:
         raise Unavailable("tool.missing", f"{command[0]} is not installed", remedy="run 'make setup'") from missing
+    except OSError as refused:
+        raise _unstarted(command, refused) from refused
     try:
         stdout, stderr = await asyncio.wait_for(process.communicate(stdin), timeout_s)
     except TimeoutError as late:
@@ -170,7 +183,7 @@ def spawn(
     """Start ``argv`` in a session of its own with closed stdin, its output appended to ``log`` (or discarded).
 
     The process outlives its parent; while the parent lives, it reaps the process through the returned handle.
-    Raises ``Unavailable`` (``tool.missing``).
+    Raises ``Unavailable`` (``tool.missing``), ``Failed`` (``tool.failed``) when it cannot be started.
     """
     command = (which(argv[0]) if "/" not in argv[0] else argv[0], *argv[1:])
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640) if log else subprocess.DEVNULL
@@ -187,6 +200,8 @@ def spawn(
         )
     except FileNotFoundError as missing:
         raise Unavailable("tool.missing", f"{command[0]} is not installed", remedy="run 'make setup'") from missing
+    except OSError as refused:
+        raise _unstarted(command, refused) from refused
     finally:
         if output >= 0:
             os.close(output)

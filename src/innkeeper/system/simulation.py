@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -30,7 +30,9 @@ class SimulatedCrash(BaseException):
 
 
 @dataclass
-class _Inode:
+class Inode:
+    """A file without its name."""
+
     content: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     waiting: list[tuple[int, bytes | None]] = field(default_factory=list)
@@ -38,15 +40,41 @@ class _Inode:
 
 
 @dataclass
-class _Change:
+class Change:
     """A waiting change of a directory: ``path`` names ``inode`` from now on, or nothing."""
 
     directory: str
     path: str
-    inode: _Inode | None
+    inode: Inode | None
 
 
-def _apply(target: bytearray, offset: int, data: bytes | None) -> None:
+@dataclass
+class Written:
+    """A write, or with ``data`` None a change of the size to ``offset``."""
+
+    inode: Inode
+    offset: int
+    data: bytes | None
+
+
+@dataclass
+class FileSync:
+    """An fdatasync; one that failed leaves what waited unwritten, and nobody waits for it any more."""
+
+    inode: Inode
+    succeeded: bool
+
+
+@dataclass
+class DirectorySync:
+    directory: str
+
+
+Event = Change | Written | FileSync | DirectorySync
+
+
+def apply(target: bytearray, offset: int, data: bytes | None) -> None:
+    """Do to a file's bytes what a write, or with ``data`` None a change of size, does."""
     if data is None:
         if len(target) > offset:
             del target[offset:]
@@ -71,13 +99,15 @@ class SimulatedFiles(FileSystem):
         """Number of a call -> what it does: ``eio``, ``enospc``, ``short`` (writes), ``crash``."""
         self.fired: list[tuple[int, str, str]] = []
         """(call, fault, what was called) of faults that happened."""
+        self.failing_from: tuple[int, str] | None = None
+        """From that call on every one fails so: ``eio`` all, ``enospc`` those that need more space."""
         self.lose_pages_on_failed_sync = False
         """Whether a failed fdatasync also throws the unsynced bytes out of the page cache."""
         self.life = 0
         self._dead = False
-        self._names: dict[str, _Inode] = {}
-        self._durable_names: dict[str, _Inode] = {}
-        self._changes: list[_Change] = []
+        self._names: dict[str, Inode] = {}
+        self._durable_names: dict[str, Inode] = {}
+        self._changes: list[Change] = []
         self._directories: set[str] = {"/"}
         self._locked: dict[str, int] = {}
 
@@ -88,7 +118,7 @@ class SimulatedFiles(FileSystem):
         if self._dead:
             raise SimulatedCrash
         self.calls += 1
-        fault = self.faults.pop(self.calls, None)
+        fault = self.faults.pop(self.calls, None) or self._lasting_fault(what)
         if fault is None:
             return None
         self.fired.append((self.calls, fault, what))
@@ -99,6 +129,12 @@ class SimulatedFiles(FileSystem):
             return SHORT
         code = errno.ENOSPC if fault == ENOSPC else errno.EIO
         raise OSError(code, os.strerror(code), what)
+
+    def _lasting_fault(self, what: str) -> str | None:
+        if self.failing_from is None or self.calls < self.failing_from[0]:
+            return None
+        fault = self.failing_from[1]
+        return fault if fault != ENOSPC or what.startswith(("write", "allocate", "create", "mkdir")) else None
 
     @property
     def dead(self) -> bool:
@@ -118,6 +154,7 @@ class SimulatedFiles(FileSystem):
         self._dead = False
         self.life += 1
         self.faults.clear()
+        self.failing_from = None
         self._locked.clear()
 
     def cut_power(self) -> None:
@@ -141,16 +178,16 @@ class SimulatedFiles(FileSystem):
         if lot < 0.4:
             return
         if data is None or lot < 0.7:
-            _apply(durable, offset, data)
+            apply(durable, offset, data)
             return
         at = 0
         while at < len(data):
             size = min(len(data) - at, SECTOR - (offset + at) % SECTOR)
             if self.random.random() < 0.5:
-                _apply(durable, offset + at, data[at : at + size])
+                apply(durable, offset + at, data[at : at + size])
             at += size
 
-    def _settle(self, change: _Change) -> None:
+    def _settle(self, change: Change) -> None:
         if change.inode is None:
             self._durable_names.pop(change.path, None)
         else:
@@ -163,21 +200,23 @@ class SimulatedFiles(FileSystem):
     # -- the file system's calls -----------------------------------------------------------------------------------
 
     def open(self, path: str, *, create: bool = False) -> File:
-        self.count(f"open {path}")
         inode = self._names.get(path)
+        self.count(f"{'create' if create and inode is None else 'open'} {path}")
         if inode is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            inode = _Inode()
+            inode = Inode()
             self._name(path, inode)
         return SimulatedFile(self, path, inode)
 
-    def _name(self, path: str, inode: _Inode | None) -> None:
+    def _name(self, path: str, inode: Inode | None) -> None:
         if inode is None:
             del self._names[path]
         else:
             self._names[path] = inode
-        self._changes.append(_Change(path.rpartition("/")[0], path, inode))
+        change = Change(path.rpartition("/")[0], path, inode)
+        self._changes.append(change)
+        self.noted(change)
 
     def exists(self, path: str) -> bool:
         return path in self._names or path in self._directories
@@ -206,16 +245,24 @@ class SimulatedFiles(FileSystem):
     def sync_dir(self, path: str) -> None:
         self.count(f"sync_dir {path}")
         self.syncs += 1
+        self.noted(DirectorySync(path))
         for change in self._changes:
             if change.directory == path:
                 self._settle(change)
         self._changes = [change for change in self._changes if change.directory != path]
+
+    def noted(self, event: Event) -> None:
+        """Told of every change of a file or a directory, and of every sync; ``RecordedFiles`` keeps them."""
 
     def used_bytes(self) -> int:
         return sum(len(inode.content) for inode in self._names.values())
 
     def space(self, path: str) -> tuple[int, int]:
         return self.capacity_bytes, max(0, self.capacity_bytes - self.used_bytes())
+
+    def modified_at(self, path: str) -> float:
+        """Long ago: in this world everything is old."""
+        return 0.0
 
     def volume(self, path: str) -> int:
         return 0
@@ -238,8 +285,27 @@ class SimulatedFiles(FileSystem):
     def damage(self, path: str, offset: int, data: bytes) -> None:
         """Change stored bytes behind everybody's back."""
         inode = self._names[path]
-        _apply(inode.content, offset, data)
-        _apply(inode.durable, offset, data)
+        apply(inode.content, offset, data)
+        apply(inode.durable, offset, data)
+
+    def put_files(self, files: Mapping[str, bytes | bytearray], directories: Iterable[str]) -> None:
+        """Let those files be on the medium, and nothing waiting."""
+        self._directories.update(directories)
+        for path, content in files.items():
+            self._names[path] = Inode(bytearray(content), bytearray(content))
+        self._durable_names = dict(self._names)
+
+    def take(self, other: SimulatedFiles) -> None:
+        """Have what processes see of another machine, all of it on the medium."""
+        self.put_files({path: inode.content for path, inode in other.names.items()}, other.directories)
+
+    @property
+    def directories(self) -> set[str]:
+        return self._directories
+
+    @property
+    def names(self) -> dict[str, Inode]:
+        return self._names
 
     def state(self) -> dict[str, bytes]:
         """Every name with its bytes on the medium."""
@@ -249,7 +315,7 @@ class SimulatedFiles(FileSystem):
 class SimulatedFile(File):
     """An open file of a ``SimulatedFiles``; dead once the process ended."""
 
-    def __init__(self, files: SimulatedFiles, path: str, inode: _Inode) -> None:
+    def __init__(self, files: SimulatedFiles, path: str, inode: Inode) -> None:
         self.path = path
         self._files = files
         self._inode = inode
@@ -274,7 +340,8 @@ class SimulatedFile(File):
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
         data = b"".join(buffers)
         try:
-            cut = self._count("write")
+            within = offset + len(data) <= len(self._inode.content)
+            cut = self._count("overwrite" if within else "write")
         except SimulatedCrash:
             if self._life == self._files.life:
                 self._write(data[: self._files.random.randint(0, len(data))], offset)
@@ -288,8 +355,9 @@ class SimulatedFile(File):
         return len(data)
 
     def _write(self, data: bytes, offset: int) -> None:
-        _apply(self._inode.content, offset, data)
+        apply(self._inode.content, offset, data)
         self._inode.waiting.append((offset, data))
+        self._files.noted(Written(self._inode, offset, data))
 
     def fdatasync(self) -> None:
         inode = self._inode
@@ -299,12 +367,14 @@ class SimulatedFile(File):
             if self._life != self._files.life:
                 raise
             inode.waiting.clear()
+            self._files.noted(FileSync(inode, False))
             if self._files.lose_pages_on_failed_sync:
                 inode.content = bytearray(inode.durable)
             raise
         self._files.syncs += 1
+        self._files.noted(FileSync(inode, True))
         for offset, data in inode.waiting:
-            _apply(inode.durable, offset, data)
+            apply(inode.durable, offset, data)
         inode.waiting.clear()
 
     def write_out(self, offset: int, length: int) -> None:
@@ -329,8 +399,9 @@ class SimulatedFile(File):
         self._change_size(size)
 
     def _change_size(self, size: int) -> None:
-        _apply(self._inode.content, size, None)
+        apply(self._inode.content, size, None)
         self._inode.waiting.append((size, None))
+        self._files.noted(Written(self._inode, size, None))
 
     def size(self) -> int:
         self._files.alive(self._life)
@@ -386,6 +457,9 @@ class _Process(FileSystem):
 
     def space(self, path: str) -> tuple[int, int]:
         return self._living().space(path)
+
+    def modified_at(self, path: str) -> float:
+        return self._living().modified_at(path)
 
     def volume(self, path: str) -> int:
         return self._living().volume(path)

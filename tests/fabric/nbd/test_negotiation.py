@@ -76,15 +76,13 @@ def test_another_users_export_is_refused(lab: NbdLab) -> None:
 
 
 def test_the_old_way_to_choose_an_export(lab: NbdLab) -> None:
-    name = lab.disk(MIB).encode()
+    name = lab.disk(MIB)
     for flags, padding in ((3, 0), (1, 124)):
         client = RawClient(lab.socket_path)
         try:
             client.greet(flags)
-            client.sock.sendall(p.OPTION.pack(p.OPTION_MAGIC, p.Option.EXPORT_NAME, len(name)) + name)
-            size, _flags = struct.unpack(">QH", client.receive(10))
-            assert size == MIB
-            assert client.receive(padding) == bytes(padding)
+            client.export_name(name, padding=padding)
+            assert client.size_bytes == MIB
             assert client.ask(p.Command.WRITE, 0, data=b"x" * 512).error == 0
             assert client.ask(p.Command.READ, 0, 512).data == b"x" * 512
         finally:
@@ -118,6 +116,16 @@ def test_meta_contexts(lab: NbdLab) -> None:
 
 def test_block_status_without_its_context_is_refused(lab: NbdLab) -> None:
     with lab.connect(lab.disk(MIB), context=False) as client:
+        assert client.ask(p.Command.BLOCK_STATUS, 0, 4096).error == p.NbdError.EINVAL
+
+
+def test_a_choice_of_contexts_that_fails_leaves_none_chosen(lab: NbdLab) -> None:
+    export = lab.disk(MIB)
+    with lab.connect() as client:
+        client.prepare(export, structured=True, context=True)
+        assert only(client.option(p.Option.SET_META_CONTEXT, b"\0\0")) == p.Reply.ERR_INVALID
+        client.go(export, structured=False)
+        client.structured = True
         assert client.ask(p.Command.BLOCK_STATUS, 0, 4096).error == p.NbdError.EINVAL
 
 

@@ -57,10 +57,12 @@ class Agreed:
     base_allocation: bool
 
 
-def transmission_flags(volume: Volume) -> int:
+def transmission_flags(volume: Volume, structured: bool) -> int:
     """What the export can do. MULTI_CONN is true: a flush on any connection covers them all."""
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    flags |= TransmissionFlag.SEND_DF | TransmissionFlag.CAN_MULTI_CONN
+    flags |= TransmissionFlag.CAN_MULTI_CONN
+    if structured:
+        flags |= TransmissionFlag.SEND_DF
     if not volume.writable:
         return int(flags | TransmissionFlag.READ_ONLY)
     return int(
@@ -133,7 +135,7 @@ class Negotiation:
             volume = self._open(data.decode())
         except (Problem, UnicodeDecodeError) as refused:
             raise Hangup(str(refused)) from refused
-        answer = Struct(">QH").pack(volume.size_bytes, transmission_flags(volume))
+        answer = Struct(">QH").pack(volume.size_bytes, transmission_flags(volume, self._structured))
         await self._send(answer if self._no_zeroes else answer + bytes(124))
         return self._agreed(volume, data.decode())
 
@@ -159,7 +161,7 @@ class Negotiation:
         except Problem as away:
             await self._reply(option, Reply.ERR_SHUTDOWN, away.detail.encode()[:4000])
             return None
-        export = _EXPORT.pack(Info.EXPORT, volume.size_bytes, transmission_flags(volume))
+        export = _EXPORT.pack(Info.EXPORT, volume.size_bytes, transmission_flags(volume, self._structured))
         sizes = _BLOCK_SIZE.pack(Info.BLOCK_SIZE, volume.minimum_block, _PREFERRED_BLOCK, MAX_REQUEST_BYTES)
         await self._reply(option, Reply.INFO, export)
         await self._reply(option, Reply.INFO, sizes)
@@ -167,6 +169,9 @@ class Negotiation:
         return self._agreed(volume, name) if option == Option.GO else None
 
     async def _meta_context(self, option: int, data: bytes) -> None:
+        listing = option == Option.LIST_META_CONTEXT
+        if not listing:
+            self._context_name = None  # also where the option fails
         if not self._structured:
             await self._reply(option, Reply.ERR_INVALID, b"structured replies come first")
             return
@@ -182,13 +187,12 @@ class Negotiation:
             at += 4 + length
         if at != len(data):
             raise IndexError
-        listing = option == Option.LIST_META_CONTEXT
         wanted = (listing and not queries) or any(
             query == BASE_ALLOCATION or (listing and query == "base:") for query in queries
         )
-        if not listing:
-            self._context_name = name if wanted else None
         if wanted:
+            if not listing:
+                self._context_name = name
             context = _U32.pack(0 if listing else BASE_ALLOCATION_ID) + BASE_ALLOCATION.encode()
             await self._reply(option, Reply.META_CONTEXT, context)
         await self._reply(option, Reply.ACK)

@@ -125,16 +125,20 @@ class NbdError(IntEnum):
     ESHUTDOWN = errno.ESHUTDOWN
 
 
-COMMAND_FLAGS: dict[int, int] = {
-    Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
-    Command.WRITE: int(CommandFlag.FUA),
-    Command.FLUSH: int(CommandFlag.FUA),
-    Command.TRIM: int(CommandFlag.FUA),
-    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
-    Command.BLOCK_STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
-}
-"""The flags that a command may carry: FUA on every one, as the protocol asks. Plain numbers: ``~`` of an ``IntFlag``
-knows only its own bits in some versions of Python."""
+def command_flags(structured: bool) -> dict[int, int]:
+    """The flags that each command may carry: FUA on every one, as the protocol asks; DF with structured replies only.
+
+    Plain numbers: ``~`` of an ``IntFlag`` knows only its own bits in some versions of Python.
+    """
+    fua = CommandFlag.FUA
+    return {
+        Command.READ: int(fua | CommandFlag.DF if structured else fua),
+        Command.WRITE: int(fua),
+        Command.FLUSH: int(fua),
+        Command.TRIM: int(fua),
+        Command.WRITE_ZEROES: int(fua | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
+        Command.BLOCK_STATUS: int(fua | CommandFlag.REQ_ONE),
+    }
 
 
 def error_of(problem: Problem) -> NbdError:

@@ -6,27 +6,32 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from struct import Struct
 from typing import Any
 
 from innkeeper.fabric.catalog import Attachment
 from innkeeper.fabric.meters import DiskMeter
 from innkeeper.fabric.nbd.gate import Gate
+from innkeeper.fabric.nbd.movable import MovableSession
 from innkeeper.fabric.nbd.negotiation import HANDSHAKE_TIMEOUT_S, Agreed, Hangup, Negotiation
-from innkeeper.fabric.nbd.session import Session
 from innkeeper.fabric.nbd.turn import Turn
+from innkeeper.fabric.nbd.workers import Workers
 from innkeeper.fabric.pool import Pool
+from innkeeper.fabric.pools import Pools
 from innkeeper.fabric.volume import Volume
-from innkeeper.model.problems import NotFound, Problem, Refused
+from innkeeper.model.problems import NotFound, Problem, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
-READ_WORKERS = 4
 MAX_HANDSHAKES = 64
 """Connections of one user that have not yet said what they want; more are closed."""
 MAX_CONNECTIONS = 32
 """Connections of one attachment; more are closed. Each may hold what ``session`` lets it."""
+HOLD_PATIENCE_S = 5.0
+HOLD_POLL_S = 0.001
 _SEND_BUFFER_BYTES = 1 << 20
 _PEER = Struct("iII")
 
@@ -38,24 +43,26 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 class NbdServer:
-    """Serves a pool's attachments on ``listener``; make it inside the event loop that shall run it."""
+    """Serves the pools' attachments on ``listener``; make it inside the event loop that shall run it."""
 
-    def __init__(self, pool: Pool, listener: socket.socket) -> None:
-        self._pool = pool
+    def __init__(self, pools: Pools, listener: socket.socket) -> None:
+        self._pools = pools
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._workers = ThreadPoolExecutor(READ_WORKERS, thread_name_prefix="nbd")
-        self._turn = Turn(pool)
-        self._sessions: dict[Session, Attachment] = {}
+        self._workers = Workers(pools)
+        self._turns: dict[Pool, Turn] = {}
+        """Of the pools that were used so far."""
+        self._sessions: dict[MovableSession, Attachment] = {}
+        self._held: set[str] = set()
+        """Attachments that are held back."""
         self._meters: dict[str, DiskMeter] = {}
         """By disk or snapshot."""
-        self._gate = Gate(pool, lambda: any(session.awaits_log for session in self._sessions))
+        self._gate = Gate(pools, self._is_busy)
         self._handshakes: set[asyncio.Task[None]] = set()
         self._shaking: Counter[int] = Counter()
         """Handshakes under way, by uid."""
         self._accepting: asyncio.Task[None] | None = None
-        pool.on_room = self._room
-        pool.on_policies = self._policies_changed
+        pools.on_close = self._let_go
 
     def start(self) -> None:
         self._listener.setblocking(False)
@@ -67,10 +74,41 @@ class NbdServer:
 
     def facts(self) -> dict[str, Any]:
         """What clients asked of each disk and snapshot, and how QoS policies fare. From the event loop."""
-        known = {*self._pool.catalog.disks, *self._pool.catalog.snapshots}
+        known = {each for pool in self._pools.all() for each in (*pool.catalog.disks, *pool.catalog.snapshots)}
         for subject in [subject for subject in self._meters if subject not in known]:
             del self._meters[subject]
         return {"meters": {key: meter.facts() for key, meter in self._meters.items()}, "flows": self._gate.facts()}
+
+    def _is_busy(self) -> bool:
+        """Whether the pools could not give more now: somebody waits for the log, or for a worker to read for him.
+
+        Who waits for a worker is pressed, however few requests he sends.
+        """
+        working = [session for session in self._sessions if session.work.requests]
+        for session in working:
+            if session.flow is not None:
+                session.flow.pressed = True
+        waiting = sum(session.work.requests for session in working)
+        return waiting > self._workers.count or any(session.awaits_log for session in self._sessions)
+
+    def _turn_of(self, pool: Pool) -> Turn:
+        """The turn of a pool; from its first use on the pool tells when it has room, and when policies change."""
+        turn = self._turns.get(pool)
+        if turn is None:
+            turn = self._turns[pool] = Turn(pool)
+            pool.on_room = self._room
+            pool.on_policies = self._policies_changed
+        return turn
+
+    def _let_go(self, pool: Pool) -> None:
+        """Called from whatever thread closes a pool that nothing uses any more."""
+        pool.on_room = pool.on_policies = lambda: None
+        self._loop.call_soon_threadsafe(self._forget, pool)
+
+    def _forget(self, pool: Pool) -> None:
+        turn = self._turns.pop(pool, None)
+        if turn is not None:
+            turn.close()
 
     def _policies_changed(self) -> None:
         """Called from whatever thread changed them."""
@@ -87,18 +125,58 @@ class NbdServer:
         for session in [session for session, used in self._sessions.items() if used.id == attachment_id]:
             session.close()
 
+    @asynccontextmanager
+    async def held_back(self, attachment_ids: Collection[str]) -> AsyncIterator[None]:
+        """Take no requests of those attachments while the context is open, and have answered all before it is.
+
+        Raises ``Unavailable`` (``move.busy``) where that takes too long. Afterwards the connections go on, wherever the
+        attachments then are.
+        """
+        self._held.update(attachment_ids)
+        sessions = [session for session, used in self._sessions.items() if used.id in attachment_ids]
+        for session in sessions:
+            session.freeze()
+        try:
+            deadline = self._loop.time() + HOLD_PATIENCE_S
+            while not all(session.idle for session in sessions):
+                if self._loop.time() > deadline:
+                    raise Unavailable("move.busy", "the disk's requests take too long", remedy="try again")
+                await asyncio.sleep(HOLD_POLL_S)
+            yield
+        finally:
+            self._held.difference_update(attachment_ids)
+            for session, used in list(self._sessions.items()):
+                if used.id in attachment_ids:
+                    self._reopen(session, used.id)
+                    session.thaw()
+            self._regulate()
+
+    def _reopen(self, session: MovableSession, attachment_id: str) -> None:
+        """Let a connection use its attachment where that is now."""
+        try:
+            pool, volume = self._pools.volume(attachment_id)
+        except Problem as gone:
+            log.warning("attachment %s is gone, and its connection is closed: %s", attachment_id, gone)
+            session.close()
+            return
+        if volume.attachment is not self._sessions[session]:
+            session.move_to(volume, self._turn_of(pool))
+            self._sessions[session] = volume.attachment
+
     async def close(self) -> None:
         """Close every connection; the listening socket stays, for whoever comes next."""
         for task in (self._accepting, *self._handshakes):
             if task is not None:
                 task.cancel()
         await asyncio.gather(*self._handshakes, return_exceptions=True)
-        self._turn.commit()
+        for turn in self._turns.values():
+            turn.commit()
         for session in list(self._sessions):
             session.close()
-        self._pool.on_room = self._pool.on_policies = lambda: None
         self._gate.close()
-        self._turn.close()
+        for pool, turn in self._turns.items():
+            pool.on_room = pool.on_policies = lambda: None
+            turn.close()
         await self._loop.run_in_executor(None, self._workers.shutdown)
 
     def _room(self) -> None:
@@ -151,7 +229,7 @@ class NbdServer:
         """Whether the attachment still stands and has not too many connections."""
         attachment = agreed.volume.attachment
         try:
-            self._pool.volume(attachment.id)
+            self._pools.volume(attachment.id)
         except Problem as ended:
             log.info("attachment %s ended while a client negotiated: %s", attachment.id, ended)
             return False
@@ -167,14 +245,17 @@ class NbdServer:
 
         attachment = agreed.volume.attachment
         meter = self._meters.setdefault(attachment.disk_id or str(attachment.snapshot_id), DiskMeter())
-        session = Session(sock, agreed, self._pool, self._turn, self._workers, meter, closed)
-        self._sessions[session] = attachment
+        pool, volume = self._pools.volume(attachment.id)  # it may have moved while the client negotiated
+        agreed = replace(agreed, volume=volume)
+        session = MovableSession(sock, agreed, pool, self._turn_of(pool), self._workers, meter, closed)
+        session.frozen = attachment.id in self._held
+        self._sessions[session] = volume.attachment
         self._regulate()
         session.begin()
 
     def _open(self, name: str, uid: int) -> Volume:
         try:
-            volume = self._pool.volume(name)
+            _, volume = self._pools.volume(name)
         except NotFound:
             raise
         except Problem as damaged:

@@ -12,23 +12,26 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
-from typing import TypeVar
 
+from innkeeper.fabric.bypass import Stored
+from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.meters import DiskMeter
 from innkeeper.fabric.nbd import replies
+from innkeeper.fabric.nbd.buffers import Buffers, LongWrite
 from innkeeper.fabric.nbd.negotiation import Agreed
 from innkeeper.fabric.nbd.protocol import (
-    COMMAND_FLAGS,
     MAX_REQUEST_BYTES,
     REQUEST_MAGIC,
     Command,
     CommandFlag,
     NbdError,
+    command_flags,
     error_of,
 )
 from innkeeper.fabric.nbd.turn import Due, Turn
+from innkeeper.fabric.nbd.work import Work
+from innkeeper.fabric.nbd.workers import Workers
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.qos import Flow
 from innkeeper.model.problems import Invalid, Problem
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 2 << 20
 """What a client may send ahead; longer writes get a buffer of their own."""
+STREAM_WRITE_BYTES = 256 << 10
+"""Writes of streams from this length on get one too: a worker keeps it, and copying it would keep everyone waiting."""
 INLINE_READ_BYTES = 1 << 20
 """Longer reads go to a worker even when they are in memory, so that they keep nobody waiting."""
 MAX_OUT_BYTES = 8 << 20
@@ -57,7 +62,6 @@ _FUA = int(CommandFlag.FUA)
 
 Buffer = bytes | bytearray | memoryview
 Handler = Callable[[int, bytes, int, int], None]
-T = TypeVar("T")
 
 
 class Session:
@@ -69,7 +73,7 @@ class Session:
         agreed: Agreed,
         pool: Pool,
         turn: Turn,
-        workers: ThreadPoolExecutor,
+        workers: Workers,
         meter: DiskMeter,
         on_closed: Callable[[], None],
     ) -> None:
@@ -77,9 +81,9 @@ class Session:
         self.volume = agreed.volume
         self._structured = agreed.structured
         self._base_allocation = agreed.base_allocation
+        self._command_flags = command_flags(agreed.structured)
         self._pool = pool
         self._turn = turn
-        self._workers = workers
         self._now = pool.io.clock.monotonic
         self._meter = meter
         self._on_closed = on_closed
@@ -91,16 +95,17 @@ class Session:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
-        self._large: tuple[tuple[int, bytes, int], bytearray, int] | None = None
-        """A write longer than the buffer: (flags, cookie, offset), its own buffer, bytes received of it."""
+        self._long: LongWrite | None = None
+        self._buffers = Buffers()
         self._out: deque[Buffer] = deque()
         self._out_bytes = 0
-        self._working_bytes = 0
+        self.work = Work(lambda: workers.of(pool), lambda: turn.at_end(self))
+        self._packing = workers.packing
         self._reading = False
         self._writing = False
         self._closed = False
         self._ending = False
-        self.awaits_log = False
+        self.awaits_log = self.frozen = False
         self._staged: list[bytes] = []
         """Cookies of requests that are answered when the kernel has what was staged; below, when the medium has it."""
         self._durable: list[bytes] = []
@@ -117,13 +122,14 @@ class Session:
         }
 
     def begin(self) -> None:
-        self._resume()
+        if not self.frozen:
+            self._resume()
 
     def close(self) -> None:
         """End the connection now; requests under way are not answered."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = self.work.closed = True
         self._pause()
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
@@ -131,6 +137,9 @@ class Session:
             self._throttled.cancel()
         self._sock.close()
         self.volume.close()
+        # What else holds on to this session lets go at some time: its buffers go now.
+        self._buffer, self._view = bytearray(), memoryview(b"")
+        self._long, self._buffers = None, Buffers()
         self._out.clear()
         self._on_closed()
 
@@ -170,19 +179,21 @@ class Session:
         self._go_on()
 
     def _go_on(self) -> None:
-        held = self._reading or self.awaits_log or self._throttled is not None
+        held = self._reading or self.awaits_log or self.frozen or self._throttled is not None
         if not (held or self._closed or self._ending or self._crowded()):
             self._resume()
             self._parse()
 
     def _crowded(self) -> bool:
-        return self._out_bytes > MAX_OUT_BYTES or self._working_bytes > MAX_WORKING_BYTES
+        return self._out_bytes > MAX_OUT_BYTES or self.work.size_bytes > MAX_WORKING_BYTES
 
     def _readable(self) -> None:
         try:
-            if self._large is not None:
-                if not self._receive_large():
+            if self._long is not None:
+                if not self._long.receive(self._sock):
                     return
+                whole, self._long = self._long, None
+                self._write(*whole.request, whole.buffer)
             else:
                 if self._start:
                     self._make_room()
@@ -199,22 +210,6 @@ class Session:
             return
         self._parse()
 
-    def _receive_large(self) -> bool:
-        """Receive more of a long write; whether it is whole now, and staged."""
-        assert self._large is not None
-        request, data, have = self._large
-        received = self._sock.recv_into(memoryview(data)[have:])
-        if not received:
-            self.close()
-            return False
-        have += received
-        if have < len(data):
-            self._large = request, data, have
-            return False
-        self._large = None
-        self._write(*request, data)
-        return True
-
     def _parse(self) -> None:
         """Take every whole request from the buffer."""
         buffer, view, start, end = self._buffer, self._view, self._start, self._end
@@ -222,10 +217,9 @@ class Session:
         left = _YIELD_AFTER
         now = self._began = self._now()
         room = volume.log_room()
-        meter = self._meter
-        reads = meter.reads
+        meter, reads = self._meter, self._meter.reads
         while end - start >= _HEADER and not self._closed:
-            if self._out_bytes > MAX_OUT_BYTES or self._working_bytes > MAX_WORKING_BYTES:
+            if self._out_bytes > MAX_OUT_BYTES or self.work.size_bytes > MAX_WORKING_BYTES:
                 self._pause()  # what it asks for piles up: what it has sent waits in the buffer
                 break
             if not left:
@@ -246,14 +240,15 @@ class Session:
                     self.close()
                     return
                 short = end - body < length
-                if short and length <= BUFFER_BYTES - _HEADER:
+                if short and not self._deserves_buffer(offset, length):
                     break
                 if flow is not None and (wait_s := flow.ask(length, now)):
                     self._hold_back(wait_s)
                     break
                 room -= length
                 if short:
-                    self._begin_large((flags, cookie, offset), length, view[body:end])
+                    buffer = self._buffers.take(length)
+                    self._long = LongWrite((flags, cookie, offset), buffer, view[body:end])
                     start = end
                     break
                 start = body + length
@@ -284,10 +279,9 @@ class Session:
             self.flow.pressed = True
         self._pause()
 
-    def _begin_large(self, request: tuple[int, bytes, int], length: int, have: memoryview) -> None:
-        data = bytearray(length)
-        data[: len(have)] = have
-        self._large = request, data, len(have)
+    def _deserves_buffer(self, offset: int, length: int) -> bool:
+        """Whether a write that is not whole yet is received into a buffer of its own."""
+        return length > BUFFER_BYTES - _HEADER or (length >= STREAM_WRITE_BYTES and self.volume.expects(offset))
 
     def _make_room(self) -> None:
         """Give the buffer room for more; what was staged from it has been taken by the log."""
@@ -302,7 +296,7 @@ class Session:
 
     def _dispatch(self, command: int, flags: int, cookie: bytes, offset: int, length: int) -> None:
         handler = self._handlers.get(command)
-        if handler is None or flags & ~COMMAND_FLAGS[command]:
+        if handler is None or flags & ~self._command_flags[command]:
             self._fail(command, cookie, NbdError.EINVAL)
             return
         try:
@@ -341,14 +335,46 @@ class Session:
             self._fail(_WRITE, cookie, NbdError.EINVAL)
             return
         try:
+            if len(data) >= BLOCK and self.volume.streams(offset, len(data)):
+                self._stream(flags, cookie, offset, data)
+                return
             self.volume.stage_write(offset, data)
         except Problem as problem:
             self._fail(_WRITE, cookie, self._write_error(problem, offset + len(data)))
             return
+        self._written(flags, cookie, len(data))
+
+    def _written(self, flags: int, cookie: bytes, length: int) -> None:
         meter = self._meter
         meter.writes += 1
-        meter.written_bytes += len(data)
+        meter.written_bytes += length
         self._has_staged(cookie, flags)
+
+    def _stream(self, flags: int, cookie: bytes, offset: int, data: bytearray | memoryview) -> None:
+        """A write of a sequential stream: a worker stores its blocks, then its names go through the log."""
+        kept = data if isinstance(data, bytearray) else bytes(data)
+        whole = offset % BLOCK == len(data) % BLOCK == 0
+        began = self._began
+
+        def use(stored: Stored | None) -> None:
+            self._began = began
+            try:
+                self.volume.stage_stored(offset, kept, stored)
+            except Problem as problem:
+                self._fail(_WRITE, cookie, self._write_error(problem, offset + len(kept)))
+                return
+            self._written(flags, cookie, len(kept))
+            if whole and stored is not None and isinstance(kept, bytearray):
+                self._buffers.give_back(kept)
+
+        self.work.begin(
+            len(kept),
+            lambda: self.volume.store_blocks(offset, kept),
+            use,
+            lambda failed: self._fail(_WRITE, cookie, failed),
+            self.volume.give_up,
+            self._packing,
+        )
 
     def _write_error(self, problem: Problem, end: int) -> NbdError:
         """The protocol wants ENOSPC of a write beyond the end."""
@@ -373,6 +399,7 @@ class Session:
             self._fail(Command.FLUSH, cookie, NbdError.EINVAL)
             return
         self._meter.flushes += 1
+        self.volume.flushed()
         self._has_staged(cookie, _FUA)
 
     def _read(self, _flags: int, cookie: bytes, offset: int, length: int) -> None:
@@ -394,7 +421,7 @@ class Session:
             meter.read_s.add(self._now() - began)
             self._put_data(cookie, offset, found)
 
-        self._work(
+        self.work.begin(
             length,
             lambda: self.volume.read_blocking(offset, length),
             use,
@@ -406,34 +433,12 @@ class Session:
             self._fail(Command.BLOCK_STATUS, cookie, NbdError.EINVAL)
             return
         only_one = bool(flags & CommandFlag.REQ_ONE)
-        self._work(
+        self.work.begin(
             4096,
             lambda: self.volume.allocation(offset, length),
-            lambda runs: self._put_status(cookie, runs[: 1 if only_one else MAX_EXTENTS]),
+            lambda runs: self._put(replies.status(cookie, runs[: 1 if only_one else MAX_EXTENTS])),
             lambda failed: self._fail(Command.BLOCK_STATUS, cookie, failed),
         )
-
-    def _work(
-        self, size: int, work: Callable[[], T], use: Callable[[T], None], fail: Callable[[NbdError], None]
-    ) -> None:
-        self._working_bytes += size
-
-        def done(future: asyncio.Future[T]) -> None:
-            self._working_bytes -= size
-            if self._closed or future.cancelled():
-                return
-            failure = future.exception()
-            if failure is None:
-                use(future.result())
-            elif isinstance(failure, Problem):
-                log.error("a request fails: %s", failure)
-                fail(error_of(failure))
-            else:
-                fail(NbdError.EIO)
-                raise failure
-            self._turn.at_end(self)
-
-        self._loop.run_in_executor(self._workers, work).add_done_callback(done)
 
     # --- replies ---
 
@@ -442,15 +447,12 @@ class Session:
         self._out_bytes += len(part)
         self._turn.at_end(self)
 
-    def _put_data(self, cookie: bytes, offset: int, data: bytes) -> None:
+    def _put_data(self, cookie: bytes, offset: int, data: Buffer) -> None:
+        """Queue a reply; whoever calls tells the turn. For a slow client the data is copied: it may be of an extent."""
         header = replies.before_data(cookie, offset, len(data), self._structured)
         self._out.append(header)
-        self._out.append(data)
+        self._out.append(bytes(data) if self._writing else data)
         self._out_bytes += len(header) + len(data)
-        self._turn.at_end(self)
-
-    def _put_status(self, cookie: bytes, runs: list[tuple[int, int]]) -> None:
-        self._put(replies.status(cookie, runs))
 
     def _fail(self, command: int, cookie: bytes, failed: NbdError) -> None:
         chunked = self._structured and command in (Command.READ, Command.BLOCK_STATUS)
@@ -482,7 +484,8 @@ class Session:
         except BlockingIOError:
             if not self._writing:
                 self._writing = True
-                self._loop.add_writer(self._sock.fileno(), self._flush_more)
+                self._out = deque(map(bytes, out))
+                self._loop.add_writer(self._sock.fileno(), self._turn.at_end, self)
             return
         except OSError as lost:
             log.debug("a client is lost: %s", lost)
@@ -491,10 +494,4 @@ class Session:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._sock.fileno())
-        if self._ending:
-            self.close()
-            return
-        self._go_on()
-
-    def _flush_more(self) -> None:
-        self._turn.at_end(self)
+        self.close() if self._ending else self._go_on()

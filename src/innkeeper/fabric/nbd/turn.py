@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from innkeeper.fabric.meters import Histogram
 from innkeeper.fabric.pool import Pool
 from innkeeper.model.problems import Problem
+from innkeeper.system.priority import level
 
 if TYPE_CHECKING:
     from innkeeper.fabric.nbd.session import Session
@@ -38,13 +39,15 @@ class Turn:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="nbd-sync")
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="nbd-sync", initializer=level)
         self._loop = asyncio.get_running_loop()
         self._staged: dict[Session, None] = {}
         self._ready: dict[Session, None] = {}
         self._scheduled = False
         self._flushes: Waiting = []
         self._sequence = 0
+        self._awaiting: Waiting = []
+        """Those that the sync under way is for."""
         self._syncing = False
         self._closed = False
 
@@ -59,6 +62,11 @@ class Turn:
         self._staged[session] = None
         if not self._scheduled:
             self._schedule()
+
+    def owes(self, session: Session) -> bool:
+        """Whether something that the session asked for waits for an append or a sync."""
+        waiting = any(each is session for each, _ in (*self._flushes, *self._awaiting))
+        return waiting or session in self._staged
 
     def at_end(self, session: Session) -> None:
         """Let the session send what it has, at the end of this turn, after the answers."""
@@ -101,12 +109,12 @@ class Turn:
             for session, due in waiting:
                 session.answer(due, None)
             return
-        self._syncing = True
+        self._syncing, self._awaiting = True, waiting
         future = self._loop.run_in_executor(self._syncer, self._pool.sync_blocking, self._sequence)
         future.add_done_callback(lambda done: self._synced(done, waiting))
 
     def _synced(self, done: asyncio.Future[None], waiting: Waiting) -> None:
-        self._syncing = False
+        self._syncing, self._awaiting = False, []
         if done.cancelled():
             return
         failure = done.exception()

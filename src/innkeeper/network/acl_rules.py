@@ -1,0 +1,297 @@
+"""Access control lists as nftables text. Pure.
+
+Ports with equal lists share the chains of a body, named after what the lists say; a verdict map leads a port's packets
+there. So a port costs elements only, libnftables has few chains to read at each change, and a list that changes is a
+new body that its ports move to in one transaction, without the flows that the old one let in.
+
+Flows are kept without connection tracking, in dynamic sets keyed by the port's index and local and remote address and
+port. A packet of a flow passes in both directions and refreshes it; a reset ends it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from innkeeper.model.acl import ANY, ICMP, ICMPV6, TCP, UDP, AclEntry, AclRule, is_mac, port_range
+from innkeeper.network.acl import (
+    AclPolicy,
+    Rule,
+    directions_of,
+    flow_kinds,
+    flow_protocols,
+    flow_versions,
+)
+from innkeeper.network.policy import PortPolicy
+from innkeeper.network.ruleset import Element
+from innkeeper.network.traffic import Direction
+
+BODY = "acl_body"
+"""The container of elements that are bodies: chains and sets; shared by ports, and there as long as a port uses it."""
+FLOWS = 524_288
+"""Most flows of one protocol and time-out that the ports with one body keep."""
+NEW_FLOWS_PER_S = 1_000
+"""New flows of one port that are kept a second; a burst may be four times as many."""
+MAPS: dict[Direction, str] = {"out": "acl_out", "in": "acl_in"}
+
+_TAP: dict[Direction, str] = {"out": "iifname", "in": "oifname"}
+_INDEX: dict[Direction, str] = {"out": "iif", "in": "oif"}
+_IP = {4: "ip", 6: "ip6"}
+_NAMES = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
+_NAMED = re.compile(r"^  (chain|set) (\w+)", re.MULTILINE)
+
+LATER_FRAGMENTS = ("ip frag-off & 0x1fff != 0", "meta protocol ip6 frag frag-off != 0")
+"""Match what has no headers of its own protocol; matches of ports would read them out of its data (Linux 6.18)."""
+_LATER_RETURN = "".join(f'    {match} return comment "a later fragment shows no ports"\n' for match in LATER_FRAGMENTS)
+
+_LIMIT = f"limit rate over {NEW_FLOWS_PER_S}/second burst {4 * NEW_FLOWS_PER_S} packets"
+SCHEMA = f"""\
+  map acl_out {{ type ifname : verdict; }}
+  map acl_in {{ type ifname : verdict; }}
+  set acl_new_out {{ type ifname; {_LIMIT}; }}
+  set acl_new_in {{ type ifname; {_LIMIT}; }}
+  chain acl_from_port {{
+    type filter hook prerouting priority -260; policy accept;
+    iifname vmap @acl_out comment "acls of what a vm sends"
+  }}
+  chain acl_to_port {{
+    type filter hook forward priority -200; policy accept;
+    oifname vmap @acl_in comment "acls of what comes to a vm"
+  }}
+  chain acl_from_host {{
+    type filter hook output priority -200; policy accept;
+    oifname vmap @acl_in comment "acls of what the host sends to a vm"
+  }}
+  chain acl_exempt_out {{
+{_LATER_RETURN}    meta protocol arp accept comment "arp is for the guards"
+    meta protocol ip6 icmpv6 type 133-136 ip6 hoplimit 255 accept comment "neighbour discovery is for the guards"
+    ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept comment "asks for an address"
+    ip6 daddr ff02::1:2 udp sport 546 udp dport 547 accept comment "asks for an ipv6 address"
+  }}
+  chain acl_exempt_in {{
+{_LATER_RETURN}    meta protocol arp accept comment "arp is for the guards"
+    meta protocol ip6 icmpv6 type 133-136 ip6 hoplimit 255 accept comment "neighbour discovery is for the guards"
+    meta protocol ip udp sport 67 udp dport 68 accept comment "gets an address"
+    ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept comment "gets an ipv6 address"
+  }}
+  chain acl_limit_out {{
+    iifname @acl_new_out iifname @acl_flows_out counter name drop_flows drop \
+comment "more new flows a second than are kept"
+  }}
+  chain acl_limit_in {{
+    oifname @acl_new_in oifname @acl_flows_in counter name drop_flows drop \
+comment "more new flows a second than are kept"
+  }}
+"""
+
+
+def acl_elements(port: PortPolicy) -> frozenset[Element]:
+    """What stands for a port's lists; nothing when it has none."""
+    if not port.acl:
+        return frozenset()
+    found = [body(port.acl)]
+    for direction in directions_of(port.acl):
+        chain = f"{MAPS[direction]}_{port.acl.digest}"
+        found.append(Element("bridge", MAPS[direction], (port.tap,), (f"goto {chain}",)))
+        found.append(Element("bridge", f"acl_denied_{direction}", (port.tap,)))
+        if port.acl.stateful:
+            found += [Element("bridge", f"acl_{each}_{direction}", (port.tap,)) for each in ("new", "flows")]
+    return frozenset(found)
+
+
+def body_of(element: Element) -> str | None:
+    """The body that an element of the verdict maps leads to."""
+    return element.value[0].rpartition("_")[2] if element.container in MAPS.values() else None
+
+
+def members(bodies: Iterable[Element], kind: str) -> list[str]:
+    """The names of the chains, or sets, of bodies."""
+    return [name for each in bodies for found, name in _NAMED.findall(each.value[0]) if found == kind]
+
+
+@lru_cache(maxsize=8192)
+def body(policy: AclPolicy) -> Element:
+    """The chains and sets that all ports with these lists share, as one element."""
+    writer = _Writer(policy)
+    chains = "".join(
+        f"  chain {name} {{\n" + "".join(f"    {rule}\n" for rule in rules) + "  }\n" for name, rules in writer.chains()
+    )
+    sets = "".join(f"  set {name} {{ {specification} }}\n" for name, specification in writer.sets.items())
+    return Element("bridge", BODY, (policy.digest,), (sets + chains,))
+
+
+class _Writer:
+    """Writes one body; callees come before their callers."""
+
+    def __init__(self, policy: AclPolicy) -> None:
+        self._policy = policy
+        self.sets: dict[str, str] = {}
+        self._keeps: dict[str, tuple[str, ...]] = {}
+
+    def chains(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        mains = {one: (tuple(self._entries(one)), tuple(self._main(one))) for one in directions_of(self._policy)}
+        yield from self._keeps.items()
+        for direction, (entries, main) in mains.items():
+            if entries:
+                yield self._at(f"acl_entries_{direction}"), entries
+            if later := tuple(self._later(direction)):
+                yield self._at(f"acl_later_{direction}"), later
+            yield self._at(MAPS[direction]), main
+
+    def _at(self, part: str) -> str:
+        return f"{part}_{self._policy.digest}"
+
+    def _main(self, direction: Direction) -> Iterator[str]:
+        if self._policy.entries_of(direction):
+            yield _rule(f"jump {self._at(f'acl_entries_{direction}')}", "port acl")
+        on = f"goto {self._at(f'acl_later_{direction}')}" if any(self._later(direction)) else "return"
+        for match in LATER_FRAGMENTS:
+            yield _rule(f"{match} {on}", "a later fragment shows no ports and is of no flow")
+        yield from self._seen(direction)
+        if rules := self._policy.rules_of(direction):
+            yield _rule(f"jump acl_exempt_{direction}", "what acls leave to the guards")
+            for rule in rules:
+                yield from self._extended(direction, rule)
+
+    def _entries(self, direction: Direction) -> Iterator[str]:
+        exempt = False
+        for entry in self._policy.entries_of(direction):
+            if not exempt and not is_mac(entry.line.address):
+                exempt = True
+                yield _rule(f"jump acl_exempt_{direction}", "what acls leave to the guards")
+            verdict = "return" if entry.line.action == "allow" else _deny(direction)
+            for match in _entry_matches(entry.line):
+                yield _rule(f"{match} {verdict}", str(entry))
+
+    def _later(self, direction: Direction) -> Iterator[str]:
+        """What rules say of later fragments: those that name no ports."""
+        for rule in self._policy.rules_of(direction):
+            if rule.line.local_ports is None and rule.line.remote_ports is None:
+                verdict = "accept" if rule.line.action == "allow" else _deny(direction)
+                for match in _rule_matches(rule.line):
+                    yield _rule(f"{match} {verdict}", str(rule))
+
+    def _extended(self, direction: Direction, rule: Rule) -> Iterator[str]:
+        verdict = "accept" if rule.line.action == "allow" else _deny(direction)
+        kept = flow_protocols(rule.line) if rule.line.stateful else []
+        for match in _rule_matches(rule.line):
+            for protocol in kept:
+                of = "" if rule.line.number else f" meta l4proto {protocol}"
+                keep = self._keep(direction, rule.line.idle_timeout_s, protocol)
+                yield _rule(f"{match}{of} goto {keep}", str(rule))
+            if not kept or not rule.line.number:
+                yield _rule(f"{match} {verdict}", str(rule))
+
+    # --- flows ---
+
+    def _flow_set(self, protocol: int, version: int, idle_s: int, origin: Direction) -> str:
+        """The set of flows; echo has one for each direction that asks."""
+        echo = protocol in (ICMP, ICMPV6)
+        name = self._at(f"acl_flows_{_NAMES[protocol]}{version}_{idle_s}" + (f"_{origin}" if echo else ""))
+        gc_s = min(10, max(1, idle_s // 4))
+        self.sets[name] = (
+            f"typeof {_key(protocol, version, 'out')}; size {FLOWS}; flags dynamic,timeout; "
+            f"timeout {idle_s}s; gc-interval {gc_s}s;"
+        )
+        return name
+
+    def _keep(self, direction: Direction, idle_s: int, protocol: int) -> str:
+        """The chain of packets that a stateful rule allows and that belong to no flow yet."""
+        name = self._at(f"acl_keep_{direction}_{_NAMES[protocol]}_{idle_s}")
+        self._keeps[name] = tuple(self._keep_rules(direction, idle_s, protocol))
+        return name
+
+    def _keep_rules(self, direction: Direction, idle_s: int, protocol: int) -> Iterator[str]:
+        begins = _begins(protocol)
+        if protocol == TCP:
+            yield _rule("tcp flags & rst == rst accept", "a reset begins no flow")
+        yield _rule(f"{begins} jump acl_limit_{direction}", "new flows a second")
+        for version in flow_versions(protocol):
+            held = self._flow_set(protocol, version, idle_s, direction)
+            key = _key(protocol, version, direction)
+            asks = f"{begins} " if protocol in (ICMP, ICMPV6) else ""
+            yield _rule(f"{asks}add @{held} {{ {key} }} accept", "a new flow")
+        yield _rule(f"{begins} {_deny(direction)}", "no room for one more flow")
+        yield _rule("accept", "allowed, and nothing to keep")
+
+    def _seen(self, direction: Direction) -> Iterator[str]:
+        """What lets packets of flows pass."""
+        for protocol, version, idle_s, origin in flow_kinds(self._policy):
+            held, key = self._flow_set(protocol, version, idle_s, origin), _key(protocol, version, direction)
+            if protocol == TCP:
+                ends = f"tcp flags & rst == rst {key} @{held} delete @{held} {{ {key} }} accept"
+                yield _rule(ends, "a reset ends its flow")
+            asks = ""
+            if protocol in (ICMP, ICMPV6):
+                asks = f"{_icmp_type(protocol, 'echo-request' if origin == direction else 'echo-reply')} "
+            yield _rule(f"{asks}{key} @{held} update @{held} {{ {key} }} accept", "of a flow")
+
+
+def _begins(protocol: int) -> str:
+    """Matches packets of that protocol that can begin a flow: their ports can be read."""
+    if protocol in (ICMP, ICMPV6):
+        return _icmp_type(protocol, "echo-request")
+    return f"{_NAMES[protocol]} dport 0-65535"
+
+
+def _icmp_type(protocol: int, name: str) -> str:
+    """Matches ICMP or ICMPv6 of that type; alone they would not match behind a trunk's tag."""
+    return f"meta protocol {'ip' if protocol == ICMP else 'ip6'} {_NAMES[protocol]} type {name}"
+
+
+def _key(protocol: int, version: int, direction: Direction) -> str:
+    """Port's index, local and remote address, and ports or echo id, of a packet in that direction."""
+    ip, name, index = _IP[version], _NAMES[protocol], _INDEX[direction]
+    addresses = f"{ip} saddr . {ip} daddr" if direction == "out" else f"{ip} daddr . {ip} saddr"
+    if protocol in (ICMP, ICMPV6):
+        return f"{index} . {addresses} . {name} id"
+    ports = f"{name} sport . {name} dport" if direction == "out" else f"{name} dport . {name} sport"
+    return f"{index} . {addresses} . {ports}"
+
+
+def _entry_matches(entry: AclEntry) -> list[str]:
+    field = "saddr" if (entry.direction == "out") == (entry.side == "local") else "daddr"
+    if entry.address == ANY:
+        return ["meta protocol ip", "meta protocol ip6"]
+    if is_mac(entry.address):
+        return [f"ether {field} {entry.address}"]
+    return [_address(field, entry.address)]
+
+
+def _rule_matches(rule: AclRule) -> list[str]:
+    local, remote = ("s", "d") if rule.direction == "out" else ("d", "s")
+    words = []
+    for side, address in ((local, rule.local), (remote, rule.remote)):
+        if address != ANY:
+            words.append(_address(f"{side}addr", address))
+    if rule.number is not None:
+        words.append(f"meta l4proto {rule.number}")
+    for side, ports in ((local, rule.local_ports), (remote, rule.remote_ports)):
+        if ports is not None:
+            low, high = port_range(ports)
+            words.append(f"th {side}port {low}" + (f"-{high}" if high != low else ""))
+    if rule.local != ANY or rule.remote != ANY:
+        return [" ".join(words)]
+    return [" ".join([f"meta protocol {_IP[version]}", *words]) for version in rule.versions]
+
+
+def _address(field: str, prefix: str) -> str:
+    network = ipaddress.ip_network(prefix)
+    if network.prefixlen == 0:
+        return f"meta protocol {_IP[network.version]}"
+    if network.prefixlen == network.max_prefixlen:
+        return f"{_IP[network.version]} {field} {network.network_address}"
+    return f"{_IP[network.version]} {field} {network}"
+
+
+def _deny(direction: Direction) -> str:
+    return f"{_TAP[direction]} @acl_denied_{direction} counter name drop_acl drop"
+
+
+def _rule(text: str, comment: str) -> str:
+    """A rule with its reason and a mark of what it says, by which it is known when rules are read back."""
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f'{text} comment "{comment[:110]} #{mark}"'

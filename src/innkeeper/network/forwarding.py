@@ -1,0 +1,35 @@
+"""Letting the host forward IPv6 without losing its own way out. In the network namespace of the thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from innkeeper.network.links import write_sysctl
+
+_INTERFACES = Path("/proc/sys/net/ipv6/conf")
+
+
+def forward_ipv6() -> list[str]:
+    """Make the host a router for IPv6; returns what was done.
+
+    A kernel that forwards believes no router advertisement where ``accept_ra`` is 1, and forgets the default routes it
+    had from them: with 2 it goes on (Linux, ``ip-sysctl``). So that is set first, wherever it is 1.
+    Raises ``Failed`` (``host.sysctl``).
+    """
+    if (_INTERFACES / "all/forwarding").read_text().strip() == "1":
+        return []
+    done = []
+    for folder in sorted(_INTERFACES.iterdir()):
+        if folder.name not in ("all", "lo") and _stops_believing(folder):
+            write_sysctl(f"net/ipv6/conf/{folder.name}/accept_ra", "2", optional=True)
+            done.append(f"let {folder.name} go on to believe routers (net.ipv6.conf.{folder.name}.accept_ra=2)")
+    write_sysctl("net/ipv6/conf/all/forwarding", "1")
+    return [*done, "let the host forward IPv6 (net.ipv6.conf.all.forwarding=1)"]
+
+
+def _stops_believing(folder: Path) -> bool:
+    """Whether ``accept_ra`` is 1 there; an interface that has gone meanwhile does not matter."""
+    try:
+        return (folder / "accept_ra").read_text().strip() == "1"
+    except OSError:
+        return False

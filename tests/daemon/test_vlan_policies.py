@@ -1,0 +1,53 @@
+"""What a card's document says of its VLAN is what its port is compiled from."""
+
+from __future__ import annotations
+
+import pytest
+
+from innkeeper.daemon import vlans
+from innkeeper.daemon.ports import vlan_policy
+from innkeeper.daemon.vlans import check_vlan
+from innkeeper.model.problems import Invalid, Unavailable
+from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.vlan import NicVlan, parse_vlan
+from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("untagged", UNTAGGED),
+        ("access:1", UNTAGGED),
+        ("access:10", VlanPolicy("access", 10)),
+        ("trunk:10,20-30,native=1", VlanPolicy("trunk", 1, ((10, 10), (20, 30)))),
+        ("trunk:1-4094", VlanPolicy("trunk", None, ((1, 4094),))),
+        ("isolated:100,101", VlanPolicy("isolated", 100, ((101, 101),))),
+        ("community:100,102", VlanPolicy("community", 100, ((102, 102),))),
+        ("promiscuous:1,100-102,200", VlanPolicy("promiscuous", 1, ((100, 102), (200, 200)))),
+    ],
+)
+def test_a_document_becomes_a_policy(text: str, policy: VlanPolicy) -> None:
+    assert vlan_policy(parse_vlan(text)) == policy
+
+
+def test_cards_of_external_switches_have_no_vlan() -> None:
+    outside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL)
+    check_vlan(outside, NicVlan())
+    check_vlan(Switch(name="inside", subnet="10.77.0.0/24"), parse_vlan("access:10"))
+    with pytest.raises(Invalid) as refused:
+        check_vlan(outside, parse_vlan("access:10"))
+    assert refused.value.code == "nic.vlan"
+    assert refused.value.remedy
+
+
+def test_a_trunk_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Switch(name="inside", subnet="10.77.0.0/24")
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    check_vlan(inside, parse_vlan("trunk:10"))
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, False))
+    check_vlan(inside, parse_vlan("access:10"))
+    with pytest.raises(Unavailable) as refused:
+        check_vlan(inside, parse_vlan("trunk:10"))
+    assert refused.value.code == "network.kernel_lacks"
+    assert "bridge_vlan_filtering" in str(refused.value)
+    assert "access VLANs" in (refused.value.remedy or "")

@@ -1,0 +1,131 @@
+"""Guests reach nothing of the host but their gateway's DHCP, DNS and echo, and what their switch names.
+
+Nor does anybody outside reach a switch's DHCP and DNS. With real network stacks.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from switch_lab import Lab, Machine, in_namespace, new_machine, new_namespace, run_in
+from switch_world import GATEWAY, SWITCH, port_of, until
+
+from innkeeper.network.host_input import host_elements
+from innkeeper.network.policy import SwitchPolicy
+
+ELSEWHERE = "198.51.100.1"
+PATIENCE_S = 0.4
+
+
+def test_what_stands_for_a_switch() -> None:
+    elements = {(each.container, each.key) for each in host_elements(replace(SWITCH, host_services=("tcp/3142",)))}
+    assert elements == {
+        ("gateways", (SWITCH.bridge, GATEWAY)),
+        ("gateway_addresses", (GATEWAY,)),
+        ("host_services", (SWITCH.bridge, "6", "3142")),
+    }
+    assert host_elements(SwitchPolicy("p", "inbr-t3st2", kind="private")) == frozenset()
+
+
+@contextmanager
+def listening(namespace: str, kind: int, port: int) -> Iterator[socket.socket]:
+    """A service of the host on every address."""
+
+    def make() -> socket.socket:
+        service = socket.socket(socket.AF_INET6, kind)
+        service.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        service.bind(("::", port))
+        if kind == socket.SOCK_STREAM:
+            service.listen()
+        service.settimeout(PATIENCE_S)
+        return service
+
+    with in_namespace(namespace, make) as service:
+        yield service
+
+
+def reaches(machine: str, address: str, kind: int, port: int, service: socket.socket) -> bool:
+    """Whether a packet from ``machine`` comes to the service."""
+
+    def knock() -> bool:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        place = socket.getaddrinfo(address, port, family, kind)[0][4]
+        with socket.socket(family, kind) as client:
+            client.settimeout(PATIENCE_S)
+            try:
+                client.connect(place)
+                client.send(b"knock")
+            except OSError:
+                return False
+            if kind == socket.SOCK_STREAM:
+                return True
+            try:
+                return service.recv(100) == b"knock"
+            except TimeoutError:
+                return False
+
+    return in_namespace(machine, knock)
+
+
+@pytest.fixture
+def machine(lab: Lab) -> Iterator[Machine]:
+    run_in(lab.namespace, "ip", "addr", "add", f"{ELSEWHERE}/32", "dev", "lo")
+    guest = lab.plug(port_of(1))
+    with new_machine("guest", guest) as machine:
+        machine.give_address(GATEWAY)
+        for namespace, device in ((machine.namespace, "eth0"), (lab.namespace, SWITCH.bridge)):
+            show = ("ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link", "-tentative")
+            assert until(lambda namespace=namespace, show=show: run_in(namespace, *show)), f"{device} has an address"
+        yield machine
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_services_of_the_host_are_closed_until_the_switch_names_them(lab: Lab, machine: Machine, kind: int) -> None:
+    name = "tcp" if kind == socket.SOCK_STREAM else "udp"
+    bridge = run_in(lab.namespace, "ip", "-6", "-o", "addr", "show", "dev", SWITCH.bridge, "scope", "link").split()[3]
+    local = f"{bridge.partition('/')[0]}%eth0"
+    with listening(lab.namespace, kind, 3142) as service:
+        for address in (GATEWAY, ELSEWHERE, local):
+            assert not reaches(machine.namespace, address, kind, 3142, service), address
+        lab.do(lab.runner.ensure(replace(SWITCH, host_services=(f"{name}/3142",)), [machine.guest.port]))
+        for address in (GATEWAY, ELSEWHERE, local):
+            assert reaches(machine.namespace, address, kind, 3142, service), address
+        lab.do(lab.runner.ensure(SWITCH, [machine.guest.port]))
+        assert not reaches(machine.namespace, GATEWAY, kind, 3142, service)
+
+
+@pytest.mark.root
+def test_the_gateway_answers_echo_dns_and_what_the_host_asks(lab: Lab, machine: Machine) -> None:
+    run_in(machine.namespace, "ping", "-c", "1", "-W", "5", GATEWAY)
+    assert "1 received" not in run_in(machine.namespace, "ping", "-c", "1", "-W", "1", ELSEWHERE, check=False)
+    run_in(lab.namespace, "ping", "-c", "1", "-W", "5", machine.guest.ip)
+    query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06guest1\x03inn\x00\x00\x01\x00\x01"
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(5)
+            client.sendto(query, (GATEWAY, 53))
+            return client.recv(512)
+
+    assert socket.inet_aton(machine.guest.ip) in in_namespace(machine.namespace, ask)
+
+
+@pytest.mark.root
+def test_nobody_outside_reaches_a_switchs_dns(lab: Lab, machine: Machine) -> None:
+    with new_namespace("outside") as outside:
+        run_in(lab.namespace, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "out0", "netns", outside)
+        run_in(lab.namespace, "ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
+        run_in(lab.namespace, "ip", "link", "set", "up0", "up")
+        run_in(outside, "ip", "addr", "add", "192.0.2.2/24", "dev", "out0")
+        run_in(outside, "ip", "link", "set", "out0", "up")
+        run_in(outside, "ip", "route", "add", "10.66.0.0/24", "via", "192.0.2.1")
+        with listening(lab.namespace, socket.SOCK_STREAM, 3142) as service:
+            assert reaches(outside, "192.0.2.1", socket.SOCK_STREAM, 3142, service), "the host's own services"
+            assert not reaches(outside, GATEWAY, socket.SOCK_STREAM, 53, service)
+            local = in_namespace(lab.namespace, lambda: socket.create_connection((GATEWAY, 53), 5).close())
+            assert local is None, "the host itself may ask"

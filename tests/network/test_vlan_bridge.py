@@ -1,0 +1,83 @@
+"""What a bridge is told of the VLANs of its ports leads from what it knows to what it shall know."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, strategies as st
+
+from innkeeper.model.problems import Unavailable
+from innkeeper.network.links import Device
+from innkeeper.network.policy import PortPolicy
+from innkeeper.network.vlan_bridge import STRANGE, TAGGED, UNTAGGED, commands, ensure, listed, membership
+from innkeeper.network.vlan_policy import VlanPolicy
+
+TAP = "intp-k3f91"
+_ids = st.integers(1, 12)
+_carried = st.dictionaries(_ids, st.sampled_from([TAGGED, UNTAGGED, STRANGE]), max_size=8)
+_wanted = st.builds(
+    lambda tagged, native: dict.fromkeys(tagged, TAGGED) | ({} if native is None else {native: UNTAGGED}),
+    st.sets(_ids, max_size=8),
+    st.none() | _ids,
+)
+
+
+def _apply(lines: list[str], members: dict[int, str]) -> dict[int, str]:
+    """A model of ``bridge -batch``; a port has one VLAN for untagged frames."""
+    members = dict(members)
+    for line in lines:
+        _, verb, _, tap, _, ids, *flags = line.split()
+        assert tap == TAP
+        first, _, last = ids.partition("-")
+        for one in range(int(first), int(last or first) + 1):
+            if verb == "del":
+                del members[one]
+            elif flags:
+                members[one] = UNTAGGED
+            else:
+                assert one not in members, "flags that are not named stay"
+                members[one] = TAGGED
+    return members
+
+
+@given(_carried, _wanted)
+def test_the_commands_lead_from_what_is_to_what_shall_be(actual: dict[int, str], wanted: dict[int, str]) -> None:
+    assert _apply(commands(TAP, actual, wanted), actual) == wanted
+    assert commands(TAP, wanted, wanted) == []
+
+
+def test_a_port_carries_what_its_policy_says() -> None:
+    assert membership(VlanPolicy()) == {1: UNTAGGED}
+    assert membership(VlanPolicy("trunk", 11, ((10, 12),))) == {10: TAGGED, 11: UNTAGGED, 12: TAGGED}
+    assert membership(VlanPolicy("trunk", None, ((10, 10),))) == {10: TAGGED}
+    assert membership(VlanPolicy("isolated", 100, ((101, 101),))) == {100: UNTAGGED}
+
+
+def test_a_wide_trunk_is_few_commands() -> None:
+    wide = membership(VlanPolicy("trunk", 5, ((1, 4094),)))
+    assert commands(TAP, {1: UNTAGGED}, wide) == [
+        f"vlan del dev {TAP} vid 1",
+        f"vlan add dev {TAP} vid 1-4",
+        f"vlan add dev {TAP} vid 6-4094",
+        f"vlan add dev {TAP} vid 5 pvid untagged",
+    ]
+
+
+def test_what_the_bridge_prints_is_understood() -> None:
+    printed = [
+        {"ifname": TAP, "vlans": [{"vlan": 1, "flags": ["PVID", "Egress Untagged"]}, {"vlan": 20, "vlanEnd": 21}]},
+        {"ifname": "eth0", "vlans": [{"vlan": 7, "flags": ["Egress Untagged"]}]},
+    ]
+    assert listed(json.dumps(printed).encode()) == {TAP: {1: UNTAGGED, 20: TAGGED, 21: TAGGED}, "eth0": {7: STRANGE}}
+    assert listed(b"") == {}
+
+
+def test_a_bridge_that_cannot_filter_refuses_a_trunk_only() -> None:
+    bridge = Device("inbr-k3f91", 1, "bridge", "", 1500, True, 0, None, vlan_filtering=None)
+    access = PortPolicy(TAP, "52:54:00:00:00:01", vlan=VlanPolicy("access", 10))
+    assert ensure(bridge, [access]) == []
+    trunk = PortPolicy(TAP, "52:54:00:00:00:01", vlan=VlanPolicy("trunk", None, ((10, 10),)))
+    with pytest.raises(Unavailable) as refused:
+        ensure(bridge, [access, trunk])
+    assert refused.value.code == "network.kernel_lacks"
