@@ -12,6 +12,7 @@ from switch_lab import Lab, run_in
 from switch_world import SWITCH, port_of
 
 from innkeeper.network.drift import ANYTHING, addressed, links, tables
+from innkeeper.network.kernel import Kernel, Report
 
 TABLE = "inn_t3st"
 
@@ -25,14 +26,14 @@ def message(kind: int, body: bytes, attributes: dict[int, bytes]) -> bytes:
 @given(st.binary(max_size=300), st.integers(0, 3000))
 def test_no_message_makes_the_reader_fail(noise: bytes, kind: int) -> None:
     framed = message(kind, noise.ljust(16, b"\0"), {3: noise[:40]})
-    assert {one.partition(" ")[2] for one in tables(framed, TABLE)} <= {TABLE}
+    assert {one.partition(" ")[2] for one, _ in tables(framed, TABLE)} <= {TABLE}
     assert len(list(links(framed))) <= 1 and len(addressed(framed)) <= 1
 
 
 def test_messages_are_read() -> None:
     rule = message(10 << 8 | 6, bytes([7, 0, 0, 0]), {1: TABLE.encode() + b"\0"})
     other = message(10 << 8 | 6, bytes([2, 0, 0, 0]), {1: b"filter\0"})
-    assert tables(rule + other, TABLE) == {f"bridge {TABLE}"}
+    assert list(tables(rule + other, TABLE)) == [(f"bridge {TABLE}", 0)]
     link = message(16, struct.pack("=BxHiII", 0, 1, 7, 1, 0), {3: b"intp-t3st1\0", 4: struct.pack("=I", 1500)})
     bridge_port = message(17, struct.pack("=BxHiII", 7, 1, 7, 1, 0), {3: b"intp-t3st1\0"})
     assert [(news.name, news.facts) for news in links(link + bridge_port)] == [("intp-t3st1", (7, 0, 1500, True))]
@@ -89,3 +90,25 @@ def test_changes_too_many_to_be_told_are_noticed(lab: Lab, tmp_path: Path) -> No
     run_in(lab.namespace, "nft", "-f", str(file))
     assert ANYTHING in lab.do(lab.runner.touched(10))
     assert lab.do(lab.runner.repair()).done != []
+
+
+@pytest.mark.root
+def test_what_others_delete_while_the_inn_works_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who deletes one table after the other comes while the first is repaired."""
+    lab.do(lab.runner.ensure(SWITCH, [port_of(1)]))
+    assert lab.do(lab.runner.touched(0)) == frozenset()
+    run_in(lab.namespace, "nft", "delete", "table", "bridge", TABLE)
+    assert f"table bridge {TABLE}" in lab.do(lab.runner.touched(10))
+    repair = Kernel.repair
+
+    def disturbed(kernel: Kernel) -> Report:
+        report = repair(kernel)
+        run_in(lab.namespace, "nft", "delete", "table", "inet", TABLE)
+        return report
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "repair", disturbed)
+        lab.do(lab.runner.repair())
+    assert lab.do(lab.runner.touched(0)) == {f"table inet {TABLE}"}
+    assert lab.do(lab.runner.repair()).done != []
+    assert lab.do(lab.runner.touched(0.1)) == frozenset()

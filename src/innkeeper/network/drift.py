@@ -1,20 +1,24 @@
 """Noticing that others change what is the inn's: the kernel's notifications of rules, links and addresses.
 
-A ``Watch`` belongs to the thread that changes the switches and hears what it does itself, too: what comes in while that
-thread works is its own doing and is let be, what comes in between is somebody else's. What slips through (a change in
-the very moment of an own one, a DHCP server that dies) is left to the look that is taken now and then.
+A ``Watch`` belongs to the thread that changes the switches and hears what it does itself, too. Of rules the kernel
+says which socket asked for a change (``nlmsg_pid`` of netlink(7)), so those of this process are known. Of links it does
+not: what comes in while the thread works is its own doing and is let be, what comes in between is somebody else's.
+What slips through (a link changed in the very moment of an own change, a DHCP server that dies) is left to the look
+that is taken now and then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from innkeeper.model.problems import Failed
 
@@ -22,6 +26,7 @@ _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _GROUP_LINK, _GROUP_ADDRESS4, _GROUP_NFTABLES = 1, 5, 7
 _ADD_MEMBERSHIP = 1
 _SOL_NETLINK = 270
+_SO_RCVBUFFORCE = 33
 _NEW_LINK, _DEL_LINK, _NEW_ADDRESS, _DEL_ADDRESS = 16, 17, 20, 21
 _LINK_NAME, _LINK_MTU, _LINK_MASTER, _ADDRESS_LABEL = 3, 4, 10, 3
 _UNSPECIFIED = 0
@@ -30,6 +35,9 @@ _NFT_SUBSYSTEM, _NFT_NEW_GENERATION = 10, 15
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _TABLE = 1
 _BUFFER_BYTES = 1 << 18
+_QUEUE_BYTES = 1 << 20
+"""What may wait to be heard: making all rules anew says more than the kernel's usual 208 KiB hold, and what others do
+in that moment would be lost with it."""
 ANYTHING = "the rules or links of this host"
 """Said where so much was changed that the kernel could not tell what."""
 
@@ -52,6 +60,7 @@ class Watch:
         self._table, self._prefixes = table, prefixes
         self._touched: set[str] = set()
         self._known: dict[str, tuple[int, int, int, bool]] = {}
+        self._own_ports: frozenset[int] = frozenset()
         self._rules = _listen(_NETLINK_NETFILTER, _GROUP_NFTABLES)
         try:
             self._links = _listen(_NETLINK_ROUTE, _GROUP_LINK, _GROUP_ADDRESS4)
@@ -70,22 +79,36 @@ class Watch:
 
     @contextmanager
     def own_doing(self) -> Iterator[None]:
-        """What is said during the block was caused by it."""
-        self._touched |= self._heard()
+        """What is said of links during the block was caused by it."""
+        self._touched |= self._heard_of_rules() | self._heard_of_links()
         try:
             yield
         finally:
-            self._heard()
+            self._touched |= self._heard_of_rules() - {ANYTHING}
+            self._heard_of_links()
 
     def touched(self) -> frozenset[str]:
         """What others have touched since it was asked last: tables and links by name."""
         touched, self._touched = frozenset(self._touched), set()
         return touched
 
-    def _heard(self) -> set[str]:
+    def _heard_of_rules(self) -> set[str]:
         heard = set()
         for message in _pending(self._rules):
-            heard |= {ANYTHING} if message is None else {f"table {one}" for one in tables(message, self._table)}
+            if message is None:
+                heard.add(ANYTHING)
+                continue
+            heard |= {f"table {table}" for table, port in tables(message, self._table) if not self._is_own(port)}
+        return heard
+
+    def _is_own(self, port: int) -> bool:
+        """Whether a socket of this process asked for the change; they are looked up when an unknown one comes."""
+        if port not in self._own_ports:
+            self._own_ports = own_ports()
+        return port in self._own_ports
+
+    def _heard_of_links(self) -> set[str]:
+        heard = set()
         for message in _pending(self._links):
             if message is None:
                 heard.add(ANYTHING)
@@ -120,6 +143,8 @@ async def readable(descriptors: Sequence[int], timeout_s: float) -> bool:
 def _listen(protocol: int, *groups: int) -> socket.socket:
     listening = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
+        with suppress(PermissionError):
+            listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
         listening.bind((0, 0))
         for group in groups:
             listening.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
@@ -145,6 +170,18 @@ def _pending(source: socket.socket) -> Iterator[bytes | None]:
             if lost.errno != errno.ENOBUFS:
                 raise
             yield None
+
+
+def own_ports() -> frozenset[int]:
+    """The netlink ports that sockets of this process have to nftables, in the namespace of this thread."""
+    inodes = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            inodes.add(os.readlink(descriptor))
+    rows = [row.split() for row in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]]
+    return frozenset(
+        int(row[2]) for row in rows if int(row[1]) == _NETLINK_NETFILTER and f"socket:[{row[9]}]" in inodes
+    )
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -173,16 +210,14 @@ def _text(value: bytes) -> str:
     return value.rstrip(b"\0").decode(errors="replace")
 
 
-def tables(data: bytes, wanted: str) -> set[str]:
-    """ "family table" of the messages about nftables' tables of that name, or about what is in them."""
-    found = set()
+def tables(data: bytes, wanted: str) -> Iterator[tuple[str, int]]:
+    """("family table", port that asked) of the messages about nftables' tables of that name, or about what is in them."""
     for kind, start, end in _messages(data):
         if kind >> 8 != _NFT_SUBSYSTEM or kind & 0xFF == _NFT_NEW_GENERATION:
             continue
         name = _text(_attributes(data, start + 4, end).get(_TABLE, b""))
         if name == wanted:
-            found.add(f"{_FAMILIES.get(data[start], 'unknown')} {name}")
-    return found
+            yield f"{_FAMILIES.get(data[start], 'unknown')} {name}", *struct.unpack_from("=I", data, start - 4)
 
 
 def links(data: bytes) -> Iterator[LinkNews]:
