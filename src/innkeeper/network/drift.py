@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 import struct
 import sys
@@ -177,7 +176,7 @@ def own_ports() -> frozenset[int]:
     inodes = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
-            inodes.add(os.readlink(descriptor))
+            inodes.add(str(descriptor.readlink()))
     rows = [row.split() for row in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]]
     return frozenset(
         int(row[2]) for row in rows if int(row[1]) == _NETLINK_NETFILTER and f"socket:[{row[9]}]" in inodes
@@ -211,7 +210,7 @@ def _text(value: bytes) -> str:
 
 
 def tables(data: bytes, wanted: str) -> Iterator[tuple[str, int]]:
-    """("family table", port that asked) of the messages about nftables' tables of that name, or about what is in them."""
+    """("family table", port that asked) of the messages about nftables' tables of that name and what is in them."""
     for kind, start, end in _messages(data):
         if kind >> 8 != _NFT_SUBSYSTEM or kind & 0xFF == _NFT_NEW_GENERATION:
             continue
