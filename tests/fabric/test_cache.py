@@ -79,6 +79,23 @@ def test_it_is_resized_while_in_use() -> None:
     assert cache.facts().used_bytes == 60 * ITEM
 
 
+def test_what_follows_an_extent_takes_its_place() -> None:
+    """The drain wrote a block anew: whoever read the old extent finds the new one, and the old one goes first."""
+    cache = ContentCache(10 * ITEM)
+    for entry in (1, 1, 2):
+        read(cache, entry)
+    cache.succeed(1, 11, extent(11))
+    cache.succeed(2, 12, extent(12))
+    cache.succeed(3, 13, extent(13))
+    assert (cache.get(11), cache.get(12), cache.get(13)) == (extent(11), extent(12), None)
+    assert (cache.get(1), cache.get(2)) == (extent(1), extent(2)), "a snapshot may still want them"
+    cache = ContentCache(3 * ITEM)
+    for entry in (1, 2, 3):
+        read(cache, entry)
+    cache.succeed(3, 13, extent(13))
+    assert [cache.get(entry) for entry in (1, 2, 3, 13)] == [extent(1), extent(2), None, extent(13)]
+
+
 def test_hits_and_misses_are_counted() -> None:
     cache = ContentCache(10 * ITEM)
     read(cache, 1)
@@ -87,11 +104,16 @@ def test_hits_and_misses_are_counted() -> None:
     assert (cache.facts().hits, cache.facts().misses) == (1, 2)
 
 
-@given(st.integers(1, 30), st.lists(st.one_of(st.integers(0, 40), st.integers(-30, -1)), max_size=300))
-def test_its_bounds_hold_and_it_gives_what_was_put(items: int, steps: list[int]) -> None:
+@given(
+    st.integers(1, 30),
+    st.lists(st.one_of(st.integers(0, 40), st.integers(-30, -1), st.tuples(*[st.integers(0, 40)] * 2)), max_size=300),
+)
+def test_its_bounds_hold_and_it_gives_what_was_put(items: int, steps: list[int | tuple[int, int]]) -> None:
     cache = ContentCache(items * ITEM)
     for step in steps:
-        if step < 0:
+        if isinstance(step, tuple):
+            cache.succeed(*step, extent(step[1]))
+        elif step < 0:
             cache.resize(-step * ITEM)
         else:
             read(cache, step)

@@ -82,3 +82,35 @@ def test_what_nobody_flushes_gets_onto_the_medium(monkeypatch: pytest.MonkeyPatc
     assert all(volume.read_blocking(page * 4096, 4096) == bytes([page + 1]) * 4096 for page in range(48))
     volume.close()
     pool.close()
+
+
+def test_what_is_read_often_is_still_in_memory_once_it_was_written_anew_and_drained() -> None:
+    io, _ = simulated_io(12)
+    pool = Pool.open(io, "/pool", limits=LIMITS, background=False)
+    pool.storage_create(STORAGE)
+    pool.disk_create(KEPT, 16 << 20, STORAGE)
+    pool.attach(WRITER, disk_id=KEPT)
+    volume = pool.volume(WRITER)
+
+    def write(pages: range, byte: int) -> None:
+        for page in pages:
+            volume.stage_write(page * 4096, (bytes([byte, page]) * 4096)[:4096])
+        pool.submit()
+        pool.drain()
+
+    def misses() -> int:
+        return pool.store.content.facts().misses
+
+    write(range(48), 1)
+    for page in (0, 0, 17):
+        volume.read_blocking(page * 4096, 4096)
+    known = misses()
+    write(range(8), 2)  # half of a block, the whole of another, and one that nobody has read
+    write(range(16, 48), 3)
+    for page, byte in ((0, 2), (15, 1), (20, 3)):
+        assert volume.read_blocking(page * 4096, 4096) == (bytes([byte, page]) * 4096)[:4096]
+    assert misses() == known
+    volume.read_blocking(33 * 4096, 4096)
+    assert misses() == known + 1
+    volume.close()
+    pool.close()

@@ -103,6 +103,28 @@ class ContentCache:
                 self._single_bytes += len(data) + ITEM_OVERHEAD_BYTES
             self._shrink()
 
+    def succeed(self, old: int, new: int, data: bytes) -> None:
+        """Readers of the extent ``old`` will ask for ``new`` from now on: the old one, if here, hands over its place.
+
+        What still names the old one, such as a snapshot, may ask for it until its room is needed.
+        """
+        with self._lock:
+            if new in self._multi or new in self._single:
+                return
+            if (gone := self._multi.pop(old, None)) is not None:
+                self._multi_bytes -= len(gone) + ITEM_OVERHEAD_BYTES
+                self._keep(new, data)
+            elif (gone := self._single.pop(old, None)) is not None:
+                self._single_bytes -= len(gone) + ITEM_OVERHEAD_BYTES
+                self._single[new] = data
+                self._single_bytes += len(data) + ITEM_OVERHEAD_BYTES
+            else:
+                return
+            self._single[old] = gone
+            self._single.move_to_end(old, last=False)
+            self._single_bytes += len(gone) + ITEM_OVERHEAD_BYTES
+            self._shrink()
+
     def resize(self, limit_bytes: int) -> None:
         """Change the bound; what is too much goes at once."""
         with self._lock:

@@ -145,7 +145,10 @@ class Drainer:
             value = values[page]
             if value and crcs[page - first] != value & CRC_MASK:
                 raise corrupt(*self._log.place(value >> POSITION_SHIFT), "a page of the log fails its checksum")
-        leaf.set_block(within, self._extent(data, crcs))
+        entry, before = self._extent(data, crcs), leaf.extent_before(within)
+        if entry and before:
+            self._store.content.succeed(before, entry, data)
+        leaf.set_block(within, entry)
 
     def _old_pages(self, leaf: LeafEdit, within: int, dirty: list[int]) -> list[bytes]:
         """The block's pages below this layer, zeros where the layer zeroed a long range."""

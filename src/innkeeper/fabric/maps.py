@@ -83,6 +83,13 @@ class LeafEdit:
         """Whether the block has been given pieces to change."""
         return block in self._tables
 
+    def extent_before(self, block: int) -> int:
+        """The entry of an extent that the block had pages of before it was changed; 0 where there was none."""
+        entry = self.entries[block]
+        if entry_kind(entry) == KIND_SPLIT and self._page is not None:
+            return next((each for each in sub_table(self._page, entry) if entry_kind(each) == KIND_EXTENT), HOLE)
+        return entry if entry_kind(entry) == KIND_EXTENT else HOLE
+
     def pieces(self, block: int) -> list[int]:
         """The 16 entries of a block as a list to change; the block becomes split when the leaf is packed."""
         table = self._tables.get(block)
