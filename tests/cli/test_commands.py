@@ -426,14 +426,14 @@ def test_interrupting_a_wait_leaves_the_task(inn: Shell, served: RunningApi, mon
 
 def test_access_control_lists(web: Shell) -> None:
     web("nic acl add web-0 deny both --remote 192.0.2.0/24")
-    web("nic acl add web-0 allow in --weight 100 --protocol tcp --local-port 443 --stateful --idle-timeout 1m")
+    web("nic acl add web-0 allow in --weight 100 --protocol tcp --local-port 443 --stateful --idle-timeout 1m --log")
     web("nic acl add web-0 meter in")
     web("acl create servers")
     web("acl add servers deny in --weight 1")
     web("acl add servers allow out --local 10.0.0.0/24")
     web("nic acl attach web-0 servers")
     listed = web("nic acl ls web-0")
-    assert "in/100" in listed and "allow in tcp local port 443 stateful 60 s" in listed and "in/meter/any" in listed
+    assert "in/100" in listed and "allow in tcp local port 443 stateful 60 s log" in listed and "in/meter/any" in listed
     assert [line.split()[:2] for line in listed.splitlines() if "servers" in line] == [
         ["out/local/10.0.0.0/24", "servers"],
         ["in/1", "servers"],
@@ -466,7 +466,7 @@ def test_what_decides_about_packets(web: Shell) -> None:
     assert "web-0: it passes" in web.err
     assert "tcp 40000 22" in web("port trace web-0 out --remote 192.0.2.7 --remote-port 22")
     assert web.json("port trace web-0 in --remote 192.0.2.7 --protocol icmp")["allowed"] is True
-    assert "dropped" in web("switch simulate lan web db tcp/5432")
+    assert "dropped, logged" in web("switch simulate lan web db tcp/5432")
     assert "web does not reach db with tcp/5432" in web.err
     for wrong in (
         "port trace web-0 in --remote 192.0.2.7",

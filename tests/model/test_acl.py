@@ -85,6 +85,7 @@ def test_rules_say_what_they_match() -> None:
     said = str(rule(protocol="tcp", remote="10.0.0.0/8", local_ports="443", stateful=True))
     assert said == "weight 10: allow in tcp local port 443 remote 10.0.0.0/8 stateful 255 s"
     assert str(rule(direction="out")) == "weight 10: allow out any"
+    assert str(rule(direction="out", log=True)) == "weight 10: allow out any log"
     assert str(entry(remote="any")) == "deny in remote any"
 
 

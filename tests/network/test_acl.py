@@ -111,6 +111,16 @@ def test_the_largest_weight_that_matches_decides() -> None:
     assert decide(policy, "in", later).line == "weight 1: deny in any"
 
 
+def test_what_a_rule_that_logs_decides_is_logged() -> None:
+    policy = of(rule(9, "allow", "in", remote=PEER, log=True, stateful=True), rule(1, "deny", "in", log=True))
+    first = decide(policy, "in", tcp(PEER, VM))
+    assert first.allowed and first.logged
+    later = decide(policy, "in", tcp(PEER, VM), first.flows)
+    assert later.allowed and not later.logged, "it is of a flow"
+    assert decide(policy, "in", tcp(OTHER, VM)).logged
+    assert not decide(policy, "out", tcp(VM, OTHER)).logged
+
+
 def test_both_lists_must_let_a_packet_pass() -> None:
     policy = of(entry("allow", "in", remote="any"), rule(1, "deny", "in", protocol="tcp"))
     assert not verdict(policy, "in", tcp(PEER, VM)) and verdict(policy, "in", Packet(PEER, VM, UDP, 1, 2))
@@ -224,6 +234,19 @@ def test_chains_stand_before_elements_lead_to_them_and_go_after() -> None:
 def test_the_listing_shows_rules() -> None:
     shown = listing(acl_elements(replace(port_of(1), acl=of(entry("deny", "in", remote="192.0.2.0/24")))))
     assert any("ip saddr 192.0.2.0/24 oifname @acl_denied_in" in line for line in shown)
+
+
+def test_a_rule_that_logs_names_itself_and_only_its_chain_logs() -> None:
+    policy = policy_of([("web", acl(rule(9, "allow", "in", log=True), rule(1, "deny", "in")))])
+    port = replace(port_of(1), acl=policy)
+    made = change(SCHEMA, frozenset(), acl_elements(port))
+    (line,) = [line for line in made.splitlines() if " group " in line]
+    assert f'log prefix "acl in/9 allow web" group {SCHEMA.log_group} snaplen' in line
+    assert {"acl_log_in", "acl_logged_in"} <= {element.container for element in acl_elements(port)}
+    without = change(replace(SCHEMA, logs=False), frozenset(), acl_elements(port))
+    assert "prefix" not in without
+    assert re.findall(r'comment ".*"', without) == re.findall(r'comment ".*"', made), "it is known as the same"
+    assert len({Schema(name).log_group for name in ("a", "b", "c")}) == 3
 
 
 # --- real frames -----------------------------------------------------------------------------------------------------

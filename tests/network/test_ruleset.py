@@ -52,6 +52,7 @@ METERED = PortPolicy(
 )
 OUTSIDE = SwitchPolicy("outside", "inbr-k3f94", kind="external", uplink=UplinkPolicy(("eth0",)))
 THERE = PortPolicy("intp-k3f95", "52:54:3f:a1:00:05")
+DENIED = AclRule(weight=3, action="deny", direction="in", protocol="udp", log=True)
 ALLOWED = AclRule(weight=9, action="allow", direction="out", protocol="tcp", stateful=True)
 LISTED = PortPolicy(
     "intp-k3f9l",
@@ -60,7 +61,7 @@ LISTED = PortPolicy(
     acl=policy_of(
         [
             ("", AclLists(entries=[AclEntry(action="deny", direction="in", remote="192.0.2.0/24")])),
-            ("web", AclLists(rules=[ALLOWED])),
+            ("web", AclLists(rules=[ALLOWED, DENIED])),
         ]
     ),
 )

@@ -50,6 +50,7 @@ def rules(draw: st.DrawFn) -> AclRule | None:
         "protocol": protocol,
         "local": draw(_prefix | st.just("any")),
         "remote": draw(_prefix | st.just("any")),
+        "log": draw(st.booleans()),
     }
     if protocol in ("tcp", "udp"):
         for side in ("local_ports", "remote_ports"):

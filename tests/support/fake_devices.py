@@ -299,7 +299,9 @@ class Switches(Service[Switch]):
         return self.shelf.change(ref, revision, **{name: value for name, value in named.items() if value is not None})
 
     async def simulate(self, ref: str, request: ReachAsk) -> Trace:
-        step = TraceStep(where=f"{request.target}: extended acl, in", allowed=False, line="weight 1: deny in any")
+        step = TraceStep(
+            where=f"{request.target}: extended acl, in", allowed=False, line="weight 1: deny in any", logged=True
+        )
         return Trace(allowed=False, steps=[TraceStep(where=self.shelf.get(ref).name, allowed=True, line="both"), step])
 
     async def rm(self, ref: str, *, dry_run: bool = False) -> Any:

@@ -20,7 +20,7 @@ from innkeeper.model.resources import Acl
 
 F = TypeVar("F", bound=Callable[..., Any])
 ACL = Ref("acls")
-_OF_RULES = ("protocol", "local_ports", "remote_ports", "stateful", "idle_timeout_s")
+_OF_RULES = ("protocol", "local_ports", "remote_ports", "stateful", "idle_timeout_s", "log")
 
 
 @click.group(cls=VerbGroup, help="Named access control lists, which cards are given.")
@@ -42,6 +42,7 @@ def line_options(function: F) -> F:
         click.option("--local-port", "local_ports", metavar="PORT[-PORT]", help="At the vm."),
         click.option("--remote-port", "remote_ports", metavar="PORT[-PORT]", help="At the other side."),
         click.option("--stateful", is_flag=True, help="What belongs to an allowed flow passes both ways."),
+        click.option("--log", is_flag=True, help="Tell what it decides in the journal (inn event ls)."),
         click.option("--idle-timeout", "idle_timeout_s", type=DURATION, help="Of its flows. [default: 255s]"),
     )
     for option in reversed(options):

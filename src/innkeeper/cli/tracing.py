@@ -23,7 +23,7 @@ def _show(session: Session, found: Trace, said: str) -> None:
         return
     columns: list[Column[TraceStep]] = [
         Column("where", lambda step: step.where),
-        Column("verdict", lambda step: "passes" if step.allowed else "dropped"),
+        Column("verdict", lambda step: ("passes" if step.allowed else "dropped") + (", logged" if step.logged else "")),
         Column("because", lambda step: step.line),
     ]
     output.table(columns, found.steps)

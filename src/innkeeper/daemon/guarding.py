@@ -1,4 +1,4 @@
-"""What guards drop, told in the journal: which guard, at which port, of which vm, and how much."""
+"""What guards drop, told in the journal: which guard, at which port, of which vm, and how much; and what lists log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from innkeeper.daemon.acl_log import AclLog
 from innkeeper.daemon.journal import Note
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model.guards import GuardName
@@ -50,6 +51,7 @@ class Guarding:
     def __init__(self, rooms: Rooms, runner: SwitchRunner) -> None:
         self._rooms = rooms
         self._runner = runner
+        self.acl_log = AclLog(rooms, runner)
         self._seen: Counters = {}
         self._turn = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
@@ -57,10 +59,12 @@ class Guarding:
     async def settle(self) -> None:
         """What was dropped before this daemon began was told by the one before, but for its last seconds."""
         self._seen = await self._counters()
+        await self.acl_log.settle()
         self._looking = asyncio.create_task(self._keep_telling())
 
     async def let_go(self) -> None:
         """The daemon ends."""
+        await self.acl_log.let_go()
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
@@ -90,7 +94,8 @@ class Guarding:
         self._write(dropped)
 
     async def unplug(self, nic: Nic) -> None:
-        """Write down what the card's port has dropped since the last look: its counters go with it."""
+        """Write down what the card's port has dropped and logged since the last look: its counters go with it."""
+        await self.acl_log.unplug(nic)
         tap = self._rooms.paths.tap(nic.number)
         async with self._turn:
             try:

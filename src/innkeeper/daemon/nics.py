@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from innkeeper.compute.inputs import check_room
 from innkeeper.daemon import overlays
+from innkeeper.daemon.acls import check_logs
 from innkeeper.daemon.allocate import check_mac_free, free_mac, free_number
 from innkeeper.daemon.minimums import check_minimums
 from innkeeper.daemon.ports import addresses6, switch_policy
@@ -85,7 +86,11 @@ class Nics:
             check_minimums(switch, {**{nic.name: nic.traffic for nic in nics if nic.id != nic_id}, name: traffic})
 
     def _acl(self, acl: NicAcl) -> NicAcl:
-        """``acl`` with its named ACLs as ids, each once. Raises ``NotFound`` (``acl.not_found``)."""
+        """``acl`` with its named ACLs as ids, each once.
+
+        Raises ``NotFound`` (``acl.not_found``), ``Unavailable`` (``network.kernel_lacks``).
+        """
+        check_logs(acl.rules)
         return acl.model_copy(
             update={"sets": list(dict.fromkeys(self._rooms.store.get(Acl, ref).id for ref in acl.sets))}
         )

@@ -120,5 +120,5 @@ def _address(port: PortPolicy, version: int) -> str | None:
 def _trace(steps: list[Step] | tuple[Step, ...]) -> Trace:
     return Trace(
         allowed=all(step.allowed for step in steps),
-        steps=[TraceStep(where=step.where, allowed=step.allowed, line=step.line) for step in steps],
+        steps=[TraceStep(where=step.where, allowed=step.allowed, line=step.line, logged=step.logged) for step in steps],
     )

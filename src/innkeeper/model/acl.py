@@ -123,7 +123,7 @@ class AclRule(BaseModel):
     """One line of an extended ACL: of those of its direction that match, the one with the largest weight decides.
 
     ``stateful`` keeps the flow until it has been idle for ``idle_timeout_s``; its packets pass in both directions.
-    What is left out is any.
+    What a rule with ``log`` decides is told in the journal, at a limited rate. What is left out is any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,6 +138,7 @@ class AclRule(BaseModel):
     remote_ports: AclPorts | None = None
     stateful: bool = False
     idle_timeout_s: int = Field(default=IDLE_TIMEOUT_S, ge=1, le=MAX_IDLE_TIMEOUT_S)
+    log: bool = False
 
     @model_validator(mode="after")
     def _sensible(self) -> AclRule:
@@ -181,6 +182,7 @@ class AclRule(BaseModel):
             words += [f"{side} {address}"] if address != ANY else []
             words += [f"{side} port {ports}"] if ports else []
         words += [f"stateful {self.idle_timeout_s} s"] if self.stateful else []
+        words += ["log"] if self.log else []
         return f"weight {self.weight}: " + " ".join(words)
 
 

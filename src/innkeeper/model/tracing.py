@@ -80,11 +80,12 @@ class ReachAsk(_Ask):
 
 
 class TraceStep(BaseModel):
-    """What a packet comes by: where, whether it passes, and which line or guard says so."""
+    """What a packet comes by: where, whether it passes, which line or guard says so, and whether that is logged."""
 
     where: str
     allowed: bool
     line: str
+    logged: bool = False
 
 
 class Trace(BaseModel):

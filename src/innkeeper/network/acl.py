@@ -62,6 +62,10 @@ class AclPolicy:
     def rules_of(self, direction: Direction) -> tuple[Rule, ...]:
         return tuple(rule for rule in self.rules if rule.line.direction == direction)
 
+    def logs(self, direction: Direction) -> bool:
+        """Whether a rule of that direction logs."""
+        return any(rule.line.log for rule in self.rules_of(direction))
+
     @property
     def stateful(self) -> tuple[AclRule, ...]:
         return tuple(rule.line for rule in self.rules if rule.line.stateful)

@@ -54,12 +54,16 @@ Flows = Mapping[FlowKey, float]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``line`` is what decided, as people read it; ``stage`` where it stands. ``flows`` are those kept afterwards."""
+    """``line`` is what decided, as people read it; ``stage`` where it stands. ``flows`` are those kept afterwards.
+
+    ``logged``: the rule that decided says so in the journal.
+    """
 
     allowed: bool
     stage: Stage
     line: str
     flows: Flows = field(default_factory=dict)
+    logged: bool = False
 
 
 def decide(
@@ -91,7 +95,7 @@ def decide(
         if _rule_matches(rule.line, packet):
             if rule.line.stateful:
                 _keep(rule, direction, packet, kept, now_s)
-            return Decision(rule.line.action == "allow", "extended acl", str(rule), kept)
+            return Decision(rule.line.action == "allow", "extended acl", str(rule), kept, rule.line.log)
     if line:
         return Decision(True, "port acl", line, kept)
     return Decision(True, "none", "no line matches, so it passes", kept)

@@ -37,6 +37,16 @@ NEW_FLOWS_PER_S = 1_000
 """New flows of one port that are kept a second; a burst may be four times as many."""
 MAPS: dict[Direction, str] = {"out": "acl_out", "in": "acl_in"}
 
+LOG_PER_S, LOG_BURST = 10, 50
+"""Frames of one port and direction that are logged a second, and at once."""
+ALL_LOG_PER_S, ALL_LOG_BURST = 200, 400
+"""The same of all ports together."""
+LOG_PREFIX = "acl"
+"""The first word of what is logged; then come the rule's name in its list, its action, and the list's name."""
+_SNAP_BYTES = 128
+_INN_GROUP = "INN"
+_LOG = re.compile(rf' log prefix "[^"]*" group {_INN_GROUP} snaplen \d+')
+
 _TAP: dict[Direction, str] = {"out": "iifname", "in": "oifname"}
 _INDEX: dict[Direction, str] = {"out": "iif", "in": "oif"}
 _IP = {4: "ip", 6: "ip6"}
@@ -48,11 +58,17 @@ LATER_FRAGMENTS = ("ip frag-off & 0x1fff != 0", "meta protocol ip6 frag frag-off
 _LATER_RETURN = "".join(f'    {match} return comment "a later fragment shows no ports"\n' for match in LATER_FRAGMENTS)
 
 _LIMIT = f"limit rate over {NEW_FLOWS_PER_S}/second burst {4 * NEW_FLOWS_PER_S} packets"
+_LOG_LIMIT = f"limit rate {LOG_PER_S}/second burst {LOG_BURST} packets"
 SCHEMA = f"""\
   map acl_out {{ type ifname : verdict; }}
   map acl_in {{ type ifname : verdict; }}
   set acl_new_out {{ type ifname; {_LIMIT}; }}
   set acl_new_in {{ type ifname; {_LIMIT}; }}
+  set acl_log_out {{ type ifname; {_LOG_LIMIT}; }}
+  set acl_log_in {{ type ifname; {_LOG_LIMIT}; }}
+  set acl_logged_out {{ type ifname; counter; }}
+  set acl_logged_in {{ type ifname; counter; }}
+  limit acl_log {{ rate {ALL_LOG_PER_S}/second burst {ALL_LOG_BURST} packets; }}
   chain acl_from_port {{
     type filter hook prerouting priority -260; policy accept;
     iifname vmap @acl_out comment "acls of what a vm sends"
@@ -99,7 +115,18 @@ def acl_elements(port: PortPolicy) -> frozenset[Element]:
         found.append(Element("bridge", f"acl_denied_{direction}", (port.tap,)))
         if port.acl.stateful:
             found += [Element("bridge", f"acl_{each}_{direction}", (port.tap,)) for each in ("new", "flows")]
+        if port.acl.logs(direction):
+            found += [Element("bridge", f"acl_{each}_{direction}", (port.tap,)) for each in ("log", "logged")]
     return frozenset(found)
+
+
+def with_group(text: str, group: int | None) -> str:
+    """A body as it is written for an inn whose log has that group; None logs nothing."""
+
+    def written(found: re.Match[str]) -> str:
+        return "" if group is None else found[0].replace(f"group {_INN_GROUP}", f"group {group}")
+
+    return _LOG.sub(written, text)
 
 
 def body_of(element: Element) -> str | None:
@@ -130,10 +157,12 @@ class _Writer:
         self._policy = policy
         self.sets: dict[str, str] = {}
         self._keeps: dict[str, tuple[str, ...]] = {}
+        self._logs: dict[str, tuple[str, ...]] = {}
 
     def chains(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         mains = {one: (tuple(self._entries(one)), tuple(self._main(one))) for one in directions_of(self._policy)}
         yield from self._keeps.items()
+        yield from self._logs.items()
         for direction, (entries, main) in mains.items():
             if entries:
                 yield self._at(f"acl_entries_{direction}"), entries
@@ -170,6 +199,7 @@ class _Writer:
         """What rules say of later fragments: those that name no ports."""
         for rule in self._policy.rules_of(direction):
             if rule.line.local_ports is None and rule.line.remote_ports is None:
+                yield from self._logged(direction, rule)
                 verdict = "accept" if rule.line.action == "allow" else _deny(direction)
                 for match in _rule_matches(rule.line):
                     yield _rule(f"{match} {verdict}", str(rule))
@@ -177,6 +207,7 @@ class _Writer:
     def _extended(self, direction: Direction, rule: Rule) -> Iterator[str]:
         verdict = "accept" if rule.line.action == "allow" else _deny(direction)
         kept = flow_protocols(rule.line) if rule.line.stateful else []
+        yield from self._logged(direction, rule)
         for match in _rule_matches(rule.line):
             for protocol in kept:
                 of = "" if rule.line.number else f" meta l4proto {protocol}"
@@ -184,6 +215,23 @@ class _Writer:
                 yield _rule(f"{match}{of} goto {keep}", str(rule))
             if not kept or not rule.line.number:
                 yield _rule(f"{match} {verdict}", str(rule))
+
+    def _logged(self, direction: Direction, rule: Rule) -> Iterator[str]:
+        """What reports packets of a rule that logs, before it decides about them."""
+        if not rule.line.log:
+            return
+        name = self._at(f"acl_log_{direction}_{self._policy.rules_of(direction).index(rule)}")
+        tap, said = _TAP[direction], f"{LOG_PREFIX} {rule.line.line} {rule.line.action} {rule.of}".rstrip()
+        self._logs[name] = (
+            _rule(f"{tap} @acl_logged_{direction}", "counts what rules that log decide"),
+            _rule(
+                f"{tap} @acl_log_{direction} limit name acl_log "
+                f'log prefix "{said}" group {_INN_GROUP} snaplen {_SNAP_BYTES}',
+                f"logs {rule.line.line}, so many a second",
+            ),
+        )
+        for match in _rule_matches(rule.line):
+            yield _rule(f"{match} jump {name}", "logs what the next rule decides")
 
     # --- flows ---
 

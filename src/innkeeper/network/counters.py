@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from innkeeper.network.nft import Nft
 from innkeeper.network.ruleset import COUNTED, Element
+from innkeeper.network.traffic import DIRECTIONS, Direction
 from innkeeper.network.transaction import read_counters
 
 _COUNTER = re.compile(r"counter packets (\d+) bytes")
@@ -30,3 +31,14 @@ def all_counters(nft: Nft, table: str) -> dict[str, dict[str, int]]:
     """Tap -> guard -> packets dropped, of all ports at once."""
     names = [name for names in COUNTED.values() for name in names]
     return read_counters([item for name in names for item in nft.read(f"list set bridge {table} {name}")])
+
+
+def logged(nft: Nft, table: str) -> dict[str, dict[Direction, int]]:
+    """Tap -> direction -> frames that rules that log have decided, logged or left out, of all ports with such rules."""
+    found: dict[str, dict[Direction, int]] = {}
+    for direction in DIRECTIONS:
+        for item in nft.read(f"list set bridge {table} acl_logged_{direction}"):
+            for entry in item.get("set", {}).get("elem", ()):
+                counted = entry["elem"]
+                found.setdefault(counted["val"], {})[direction] = counted["counter"]["packets"]
+    return found

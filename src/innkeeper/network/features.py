@@ -26,8 +26,15 @@ VLAN_FILTERING = Feature(
     "cards cannot be trunks (--vlan trunk:…)",
     "access VLANs, private VLANs and all else work",
 )
+ACL_LOG = Feature(
+    "log of ACLs",
+    ("nft_log", "nfnetlink_log"),
+    "rules of access control lists cannot log (--log)",
+    "they allow and deny all the same, and all else works",
+)
 FEATURES = (
     VLAN_FILTERING,
+    ACL_LOG,
     Feature(
         "traffic control",
         ("sch_tbf", "ifb", "cls_u32", "act_mirred"),

@@ -16,6 +16,7 @@ from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
 from innkeeper.network import counters, meter_dump, meters, vlan_bridge
 from innkeeper.network.dhcp import Lease, Server
 from innkeeper.network.docker import Docker
+from innkeeper.network.features import ACL_LOG, lacking
 from innkeeper.network.forwarding import forward_ipv6
 from innkeeper.network.links import Device, Links, Route, open_tap, write_sysctl
 from innkeeper.network.minimums import shares
@@ -28,13 +29,14 @@ from innkeeper.network.rules import Rules
 from innkeeper.network.ruleset import BRIDGE_PREFIX, TAP_PREFIX, Element
 from innkeeper.network.shaping import LIMITER_PREFIX
 from innkeeper.network.tenancy import Tenancy
-from innkeeper.network.traffic import Meter
+from innkeeper.network.traffic import Direction, Meter
 from innkeeper.network.traffic_control import Shaper
 from innkeeper.network.transaction import Schema, compile_elements, elements_of
 from innkeeper.network.unforeseen import as_problem
 from innkeeper.network.uplink_record import records
 from innkeeper.network.uplink_shares import UplinkShares
 from innkeeper.network.uplinks import Uplinks, ignore
+from innkeeper.system.kernel_parts import kernel_parts
 
 FORWARDING = "net/ipv4/ip_forward"
 _KINDS = {BRIDGE_PREFIX: "bridge", TAP_PREFIX: "tun", LIMITER_PREFIX: "ifb"}
@@ -57,7 +59,7 @@ class Kernel:
     """The switches of one inn in one network namespace. ``directory`` holds the files of dnsmasq, by bridge."""
 
     def __init__(self, inn_id: str, directory: Path, passed: Callable[[str], None] = ignore) -> None:
-        self.schema = Schema(inn_id)
+        self.schema = Schema(inn_id, logs=not lacking(ACL_LOG, kernel_parts(ACL_LOG.parts)))
         self.directory = directory
         self.standing: dict[str, Standing] = {}
         self._bridge_of: dict[str, str] = {}
@@ -252,6 +254,9 @@ class Kernel:
 
     def all_counters(self) -> dict[str, dict[str, int]]:
         return counters.all_counters(self._nft, self.schema.table)
+
+    def logged(self) -> dict[str, dict[Direction, int]]:
+        return counters.logged(self._nft, self.schema.table)
 
     def meters(self) -> dict[str, dict[Meter, meter_dump.Count]]:
         """What the meters of all ports have counted, by tap."""

@@ -23,11 +23,12 @@ _UNSPECIFIED_TYPES = (131, 132, 133, 135, 143)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a packet comes by: where, whether it passes, and which line or guard says so."""
+    """What a packet comes by: where, whether it passes, which line or guard says so, and whether that is logged."""
 
     where: str
     allowed: bool
     line: str
+    logged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ def pass_port(
         steps.append(Step(f"{name}: guards", True, "its own mac and address"))
     decision = decide(port.acl, direction, packet, kept)
     where = "acl" if decision.stage in ("none", "exempt", "flow") else decision.stage
-    return [*steps, Step(f"{name}: {where}, {direction}", decision.allowed, decision.line)], decision.flows
+    last = Step(f"{name}: {where}, {direction}", decision.allowed, decision.line, decision.logged)
+    return [*steps, last], decision.flows
 
 
 def reach(switch: SwitchPolicy, source: End, target: End, protocol: int, port: int | None = None) -> Reach:

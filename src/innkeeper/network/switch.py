@@ -7,6 +7,7 @@ transaction.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -21,9 +22,11 @@ from innkeeper.network.links import Route
 from innkeeper.network.lost_taps import give_back
 from innkeeper.network.meter_dump import Count
 from innkeeper.network.namespace import NetworkThread
+from innkeeper.network.nflog import link_names, open_group
 from innkeeper.network.plan import Standing, SwitchPlan, plan_change
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
-from innkeeper.network.traffic import Meter
+from innkeeper.network.traffic import Direction, Meter
+from innkeeper.network.transaction import log_group
 from innkeeper.network.unforeseen import as_problem
 from innkeeper.network.uplink_plan import NicFacts
 from innkeeper.network.uplink_record import Record, RecordFile, records
@@ -150,6 +153,21 @@ class SwitchRunner:
     async def all_counters(self) -> dict[str, dict[str, int]]:
         """The same for all ports, by tap."""
         return await self._thread.call(self._open.all_counters)
+
+    async def logged(self) -> dict[str, dict[Direction, int]]:
+        """Tap -> direction -> frames that rules that log have decided since the port has some."""
+        return await self._thread.call(self._open.logged)
+
+    async def open_log(self) -> socket.socket:
+        """What hears what rules log; the caller closes it.
+
+        Raises ``Conflict`` (``network.log_group``), ``Failed`` (``network.log``).
+        """
+        return await self._thread.call(open_group, log_group(self._inn_id))
+
+    async def link_names(self, indexes: Iterable[int]) -> dict[int, str]:
+        """The links of those indexes that are still there."""
+        return await self._thread.call(link_names, indexes)
 
     async def meters(self) -> dict[str, dict[Meter, Count]]:
         """What the meters of all ports have counted since they stand, by tap: (packets, bytes)."""

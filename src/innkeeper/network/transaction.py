@@ -39,10 +39,17 @@ class Schema:
     """The fixed text of an inn's two tables. A chain named after its hash marks which schema a table was made from."""
 
     inn_id: str
+    logs: bool = True
+    """Whether rules of lists can log; where the kernel cannot, the rest stands all the same."""
 
     @property
     def table(self) -> str:
         return f"inn_{self.inn_id}"
+
+    @property
+    def log_group(self) -> int | None:
+        """The group of the kernel's packet log that this inn's rules log to: its own, as one program has a group."""
+        return log_group(self.inn_id) if self.logs else None
 
     def text(self, family: str) -> str:
         """The body of a table with all that may stand in it."""
@@ -164,7 +171,8 @@ def _lines(verb: str, schema: Schema, elements: Iterable[Element]) -> str:
     if verb == "delete":
         unhooked = "".join(f"delete chain bridge {table} {name}\n" for name in sorted(hooks))
         return unhooked + changed + counters + _without(table, sorted(bodies))
-    made = "".join(f"table bridge {table} {{\n{each.value[0]}}}\n" for each in sorted(bodies))
+    texts_of_bodies = [acl_rules.with_group(each.value[0], schema.log_group) for each in sorted(bodies)]
+    made = "".join(f"table bridge {table} {{\n{text}}}\n" for text in texts_of_bodies)
     texts = schema.hooks() if hooks else {}
     hooked = "".join(f"table bridge {table} {{\n{texts[name]}}}\n" for name in sorted(hooks))
     return counters + made + changed + hooked
@@ -204,6 +212,11 @@ def _rules_with_text(body: str) -> list[tuple[str, str, str]]:
         elif comment := _COMMENT.search(line):
             found.append((chain, line.strip(), comment[1]))
     return found
+
+
+def log_group(inn_id: str) -> int:
+    """The group of the kernel's packet log for the inn of that id."""
+    return 1024 + int(hashlib.sha256(inn_id.encode()).hexdigest()[:8], 16) % 64_000
 
 
 def _mark(text: str) -> str:

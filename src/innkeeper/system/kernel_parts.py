@@ -18,6 +18,8 @@ _SYMBOLS = {
     "ifb": "ifb_xmit",
     "ip_gre": "gre_tap_xmit",
     "nf_conntrack_bridge": "nf_ct_bridge_pre",
+    "nfnetlink_log": "nfulnl_log_packet",
+    "nft_log": "nft_log_eval",
     "sch_htb": "htb_enqueue",
     "sch_tbf": "tbf_enqueue",
     "vxlan": "vxlan_xmit",
