@@ -15,6 +15,7 @@ from pathlib import Path
 from innkeeper.model.problems import Problem, Unavailable
 from innkeeper.network.capture import Capture, Limits, compile_filter, open_socket
 from innkeeper.network.dhcp import Lease, service_user
+from innkeeper.network.dhcp_listener import Listener, open_listener
 from innkeeper.network.drift import Watch, readable
 from innkeeper.network.kernel import Kernel, Report
 from innkeeper.network.links import Route
@@ -166,6 +167,13 @@ class SwitchRunner:
         """
         program = await asyncio.to_thread(compile_filter, filter_text)
         return Capture(await self._thread.call(open_socket, tap, program), limits)
+
+    async def listen(self, device: str) -> Listener:
+        """DHCP that passes a device, such as a switch's port that leads outside.
+
+        Raises ``NotFound`` where there is none, ``Failed`` (``capture.refused``).
+        """
+        return Listener(await self._thread.call(open_listener, device))
 
     async def leases(self, bridge: str) -> list[Lease]:
         """The DHCP leases of a switch."""
