@@ -258,6 +258,34 @@ def test_another_address_holds_at_once_and_the_old_one_for_a_grace(
         inn.run(change)
 
 
+def test_an_address_that_is_given_while_no_daemon_runs_holds_at_once_and_is_taken_over(inn: Inn, guest: Guest) -> None:
+    async def learn(life: Life) -> None:
+        assert await asyncio.to_thread(gets_address, guest, 61) == FIRST
+        await life.until_learned(FIRST)
+        await life.until_told("AddressLearned")
+
+    async def take_over(life: Life) -> None:
+        assert sorted(life.learned()) == [FIRST, SECOND]
+        await life.until_told("AddressLearned", 2)
+        assert await life.switches._runner.passed_leases() == []
+        assert await life.dropped(guest, *spoofed(guest)) == 2
+        assert await asyncio.to_thread(answered, guest, SECOND)
+        assert (await life.switches._runner.repair()).done == []
+        assert await asyncio.to_thread(exchange, guest, 3, 63, has=SECOND) == (5, SECOND)
+        async with asyncio.timeout(PATIENCE_S):
+            while life.switches.learning.leases(life.nic)[0].client == module.UNHEARD:
+                await asyncio.sleep(0.02)
+
+    with server(inn.host, guest, FIRST):
+        inn.run(learn)
+    with server(inn.host, guest, SECOND):
+        assert gets_address(guest, 62) == SECOND
+        assert answered(guest, SECOND) and answered(guest, FIRST)
+        probe = f.arp(guest.mac, 1, guest.mac, "0.0.0.0", "00:00:00:00:00:00", WORLD4)
+        guest.send(*spoofed(guest), probe)
+        inn.run(take_over)
+
+
 def test_what_nobody_asked_for_is_not_learned(inn: Inn, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "JUST_BEGUN_S", -1.0)
 
@@ -268,7 +296,12 @@ def test_what_nobody_asked_for_is_not_learned(inn: Inn, guest: Guest, monkeypatc
 
     async def forge(life: Life) -> None:
         await asyncio.to_thread(guest.send, asks(guest, 1, 31))
-        sent = [forged(30, guest.mac, STRANGE), forged(31, "52:54:00:00:00:99", STRANGE), forged(31, guest.mac, SECOND)]
+        await asyncio.to_thread(send_from_world, inn.host, forged(30, guest.mac, STRANGE))
+        await asyncio.to_thread(guest.wait_for, f.ip(STRANGE))
+        async with asyncio.timeout(PATIENCE_S):
+            while await life.switches._runner.passed_leases():
+                await asyncio.sleep(0.02)
+        sent = [forged(31, "52:54:00:00:00:99", STRANGE), forged(31, guest.mac, SECOND)]
         await asyncio.to_thread(send_from_world, inn.host, *sent)
         await life.until_learned(SECOND)
 
@@ -304,3 +337,20 @@ def test_a_card_that_is_no_more_plugged_in_when_the_daemon_starts_is_not_known(i
     with server(inn.host, guest, FIRST):
         inn.run(learn)
     inn.run(look)
+
+
+def test_every_renewal_counts_and_few_are_written(inn: Inn, guest: Guest) -> None:
+    async def renew(life: Life) -> None:
+        await asyncio.to_thread(gets_address, guest, 71)
+        await life.until_learned(FIRST)
+        assert await asyncio.to_thread(answered, guest, FIRST), "the server knows now where it is"
+        revision, lease = life.rooms.store.ls(LearnedAddresses)[0].revision, life.switches.learning.leases(life.nic)[0]
+        for number in range(72, 76):
+            assert await asyncio.to_thread(exchange, guest, 3, number, has=FIRST) == (5, FIRST)
+        async with asyncio.timeout(PATIENCE_S):
+            while life.switches.learning.leases(life.nic)[0] == lease:
+                await asyncio.sleep(0.02)
+        assert life.rooms.store.ls(LearnedAddresses)[0].revision == revision
+
+    with server(inn.host, guest, FIRST):
+        inn.run(renew)

@@ -10,20 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 
 from innkeeper.daemon.ports import addresses6
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.seeds import serves_dhcp
 from innkeeper.model.learning import LearnedAddress
-from innkeeper.model.problems import Problem
+from innkeeper.model.problems import NotFound, Problem, Unavailable
 from innkeeper.model.resources import LearnedAddresses, Nic, Switch, SwitchKind, Vm
 from innkeeper.model.views import KnownAddress, KnownFrom
 from innkeeper.network import learned
 from innkeeper.network.dhcp_listener import Listener
 from innkeeper.network.dhcp_messages import Message
 from innkeeper.network.learned import JUST_BEGUN_S, Asked, Lease, Leases
+from innkeeper.network.passed_leases import KEPT_S
 from innkeeper.network.policy import link_local_of
 from innkeeper.network.switch import SwitchRunner
 
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0
 PERSIST_SHARE = 8
 """A renewal that adds less than this part of a lease to what is kept is not worth a write."""
+
+UNHEARD = "unheard"
+"""The client of a lease that passed while nobody listened."""
 
 Apply = Callable[[list[Nic]], Awaitable[None]]
 
@@ -44,6 +48,10 @@ class Learning:
         self._runner = runner
         self._apply = apply
         self._held: dict[tuple[str, str], Leases] | None = None
+        self._documents: dict[tuple[str, str], LearnedAddresses] = {}
+        """As they were stored last."""
+        self._owners: dict[str, dict[str, str]] = {}
+        """By the switch's id: mac -> id of the card. Nobody can make the daemon read all cards by asking much."""
         self._asked: dict[str, Asked] = {}
         self._ears: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """By the switch's id: the device that is listened at."""
@@ -59,11 +67,12 @@ class Learning:
         """By the card's id and its switch's."""
         if self._held is None:
             now_s = time.time()  # what was renewed while nobody listened is not known
-            kept = {(one.nic_id, one.switch_id): tuple(map(_lease, one.addresses)) for one in self._documents()}
+            self._documents = {(one.nic_id, one.switch_id): one for one in self._stored()}
+            kept = {key: tuple(map(_lease, one.addresses)) for key, one in self._documents.items()}
             self._held = {key: learned.heard_again(leases, now_s) for key, leases in kept.items()}
         return self._held
 
-    def _documents(self) -> list[LearnedAddresses]:
+    def _stored(self) -> list[LearnedAddresses]:
         """Those of cards that are still plugged in where they were learned of."""
         switches = {nic.id: nic.switch_id for nic in self._rooms.store.ls(Nic)}
         return [one for one in self._rooms.store.ls(LearnedAddresses) if switches.get(one.nic_id) == one.switch_id]
@@ -82,36 +91,67 @@ class Learning:
 
     # --- life ---
 
-    def settle(self, plugged: set[str]) -> None:
+    async def settle(self, plugged: set[str]) -> None:
         """Forget what was learned of cards whose port is gone, and begin to listen."""
         for nic in self._rooms.store.ls(Nic):
             if nic.id not in plugged:
                 self.forget(nic)
-        present = {one.id for one in self._documents()}
+        present = {one.id for one in self._stored()}
         for one in self._rooms.store.ls(LearnedAddresses):
             if one.id not in present:
                 self._rooms.store.delete("learned", one.id)
         self._clock = asyncio.create_task(self._keep_time())
         self.follow(plugged)
+        try:
+            await self._take_over(plugged)
+        except Problem as refused:
+            log.warning("what passed while nobody listened is not learned: %s", refused)
+
+    async def _take_over(self, plugged: set[str]) -> None:
+        """Learn what the kernel noted while no daemon listened; for how long it was given is not known then."""
+        now_s, changed, before = time.time(), list[Nic](), dict[str, dict[str, str]]()
+        cards = {self._rooms.paths.tap(nic.number): nic for nic in self._rooms.store.ls(Nic) if nic.id in plugged}
+        for tap, address in await self._runner.passed_leases():
+            held = self._all.get(_key(nic), ()) if (nic := cards.get(tap)) is not None else ()
+            if nic is None or address in [one.address for one in held]:
+                continue
+            before.setdefault(nic.id, self.known(nic))
+            mac = nic.extra_macs[0] if nic.extra_macs else nic.mac  # whose it is is not known either
+            lease = Lease(address, mac, UNHEARD, now_s, KEPT_S, now_s + KEPT_S)
+            self._keep(nic, learned.given(held, lease, now_s))
+            changed.append(nic)
+        await self._settled(list({nic.id: nic for nic in changed}.values()), before)
+
+    async def port_is_new(self, nic: Nic) -> None:
+        """Nothing passed to it yet: what did was for a port of the same name."""
+        with suppress(Problem):
+            await self._runner.forget_passed([self._rooms.paths.tap(nic.number)])
 
     async def let_go(self) -> None:
         """The daemon ends."""
         tasks = [task for _, task in self._ears.values()] + ([self._clock] if self._clock is not None else [])
+        self._clock = None
         self._ears.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._clock = None
 
     def follow(self, plugged: set[str]) -> None:
         """Listen at the uplink of each external switch that has cards with a port, and nowhere else."""
         if self._clock is None:
             return
-        with_cards = {nic.switch_id for nic in self._rooms.store.ls(Nic) if nic.id in plugged}
+        self._owners = {}
+        for nic in self._rooms.store.ls(Nic):
+            if nic.id in plugged:
+                macs = dict.fromkeys((nic.mac, *nic.extra_macs), nic.id)
+                self._owners.setdefault(nic.switch_id, {}).update(macs)
         wanted: dict[str, str] = {}
         for switch in self._rooms.store.ls(Switch):
-            if switch.switch_kind == SwitchKind.EXTERNAL and switch.id in with_cards:
-                standing = self._runner.standing(self._rooms.paths.bridge(switch.number))
+            if switch.switch_kind == SwitchKind.EXTERNAL and switch.id in self._owners:
+                try:
+                    standing = self._runner.standing(self._rooms.paths.bridge(switch.number))
+                except Unavailable:  # they are tried again
+                    return
                 if standing is not None and standing.switch.outside is not None:
                     wanted[switch.id] = standing.switch.outside
         for switch_id, (device, task) in list(self._ears.items()):
@@ -127,8 +167,8 @@ class Learning:
         """The card's port goes, or it is on another switch."""
         for key in [key for key in self._all if key[0] == nic.id]:
             del self._all[key]
-        for one in self._rooms.store.find(LearnedAddresses, nic_id=nic.id):
-            self._rooms.store.delete("learned", one.id)
+        for key in [key for key in self._documents if key[0] == nic.id]:
+            self._rooms.store.delete("learned", self._documents.pop(key).id)
 
     # --- listening ---
 
@@ -164,39 +204,75 @@ class Learning:
                 self._keep(nic, learned.heard_again(held, time.time()))
 
     async def _heard(self, switch_id: str, messages: list[Message], *, strict: bool) -> None:
-        cards = self._rooms.store.find(Nic, switch_id=switch_id)
-        owners = {mac: nic for nic in cards for mac in (nic.mac, *nic.extra_macs)}
+        now_s = time.time()
+        answers, unasked = self._answers(switch_id, messages, now_s, strict=strict)
+        nics = {nic_id: self._card(switch_id, nic_id) for nic_id, _, _ in answers}
+        present = [nic for nic in nics.values() if nic is not None]
+        before = {nic.id: self.known(nic) for nic in present}
+        for nic_id, message, client in answers:
+            if (nic := nics[nic_id]) is not None:
+                self._take(nic, message, client, now_s)
+        await self._settled([nic for nic in present if self.known(nic) != before[nic.id]], before)
+        for nic_id in sorted(unasked - before.keys()):  # the kernel, which does not know who asked, has noted it
+            if (nic := self._card(switch_id, nic_id)) is not None:
+                await self.port_is_new(nic)
+
+    def _answers(
+        self, switch_id: str, messages: list[Message], now_s: float, *, strict: bool
+    ) -> tuple[list[tuple[str, Message, str]], set[str]]:
+        """(id of the card, what a server said, the client that had asked); and cards that had not asked.
+
+        What is asked is noted.
+        """
+        owners = self._owners.get(switch_id, {})
         asked = self._asked.setdefault(switch_id, Asked())
         asked.keep(owners)
-        now_s, before = time.time(), {nic.id: self.known(nic) for nic in cards}
+        found, unasked = [], set[str]()
         for message in messages:
-            if (nic := owners.get(message.mac)) is None:
+            if (nic_id := owners.get(message.mac)) is None:
                 continue
             if message.kind == "ask":
                 asked.note(message.mac, message.version, message.number, message.client, now_s)
                 continue
             client = asked.client(message.mac, message.version, message.number, now_s)
-            if client is None and strict:
-                continue
-            self._take(nic, cards, message, client or "", now_s)
-        await self._settled([nic for nic in cards if self.known(nic) != before[nic.id]], before)
+            if client is not None or not strict:
+                found.append((nic_id, message, client or ""))
+            else:
+                unasked.add(nic_id)
+        return found, unasked
 
-    def _take(self, nic: Nic, cards: list[Nic], message: Message, client: str, now_s: float) -> None:
+    def _card(self, switch_id: str, nic_id: str) -> Nic | None:
+        try:
+            nic = self._rooms.store.get(Nic, nic_id)
+        except NotFound:
+            return None
+        return nic if nic.switch_id == switch_id else None
+
+    def _take(self, nic: Nic, message: Message, client: str, now_s: float) -> None:
         """What a server said to a card."""
         if message.kind == "refuse":
             self._keep(nic, learned.refused(self._all.get(_key(nic), ()), message.mac, client, now_s))
             return
         for address, lease_s in message.given:
-            holder = next((one for one in cards if address in (one.address, one.address6, *one.extra_addresses)), None)
-            if holder is not None and holder.id != nic.id:
-                log.warning("a DHCP server gave %s, the address of card %s, to card %s", address, holder.name, nic.name)
+            held = self._all.get(_key(nic), ())
+            if address not in [one.address for one in held] and (
+                lease_s == 0 or not self._may_have(nic, address, now_s)
+            ):
                 continue
-            for other in cards:
-                if other.id != nic.id and (held := self._all.get(_key(other))) and lease_s != 0:
-                    self._keep(other, learned.lost(held, address, now_s))
             ends_s = None if lease_s is None else now_s + lease_s
-            lease = Lease(address, message.mac, client, now_s, lease_s, ends_s)
-            self._keep(nic, learned.given(self._all.get(_key(nic), ()), lease, now_s))
+            self._keep(nic, learned.given(held, Lease(address, message.mac, client, now_s, lease_s, ends_s), now_s))
+
+    def _may_have(self, nic: Nic, address: str, now_s: float) -> bool:
+        """Whether a server may give the card that address; another card that had learned it loses it."""
+        for other in self._rooms.store.find(Nic, switch_id=nic.switch_id):
+            if other.id == nic.id:
+                continue
+            if address in (other.address, other.address6, *other.extra_addresses):
+                log.warning("a DHCP server gave %s, the address of card %s, to card %s", address, other.name, nic.name)
+                return False
+            if held := self._all.get(_key(other)):
+                self._keep(other, learned.lost(held, address, now_s))
+        return True
 
     async def _settled(self, changed: list[Nic], before: dict[str, dict[str, str]]) -> None:
         """Bring the rules to it, then tell."""
@@ -205,6 +281,7 @@ class Learning:
             return
         try:
             await self._apply(changed)
+            await self._runner.forget_passed(self._rooms.paths.tap(nic.number) for nic in changed)
         except Problem as refused:
             log.error("what was learned of %s does not hold yet: %s", ", ".join(nic.name for nic in changed), refused)
         for nic in changed:
@@ -228,13 +305,18 @@ class Learning:
         if not leases:
             self.forget(nic)
             return
-        document = next(iter(self._rooms.store.find(LearnedAddresses, nic_id=nic.id)), None)
-        addresses = [_learned(one) for one in leases]
+        try:
+            self._write(nic, [_learned(one) for one in leases], changed=leases != former)
+        except Problem as refused:  # a disk is full, for instance: it holds all the same
+            log.warning("what was learned of %s is not kept: %s", nic.name, refused)
+
+    def _write(self, nic: Nic, addresses: list[LearnedAddress], *, changed: bool) -> None:
+        document = self._documents.get(_key(nic))
         if document is None:
             made = LearnedAddresses(name=nic.id, nic_id=nic.id, switch_id=nic.switch_id, addresses=addresses)
-            self._rooms.store.create(made)
-        elif leases != former and _says_more(document.addresses, addresses):
-            self._rooms.change(document, None, addresses=addresses)
+            self._documents[_key(nic)] = self._rooms.store.create(made)
+        elif changed and _says_more(document.addresses, addresses):
+            self._documents[_key(nic)] = self._rooms.change(document, None, addresses=addresses)
 
     async def _keep_time(self) -> None:
         """What is over ceases to hold."""
@@ -251,7 +333,7 @@ class Learning:
                     await asyncio.sleep(RETRY_S)
 
     async def _expire(self) -> None:
-        now_s, changed, before = time.time(), [], {}
+        now_s, changed, before = time.time(), list[Nic](), dict[str, dict[str, str]]()
         for nic in self._rooms.store.ls(Nic):
             held = self._all.get(_key(nic), ())
             left = learned.current(held, now_s)

@@ -10,7 +10,7 @@ from innkeeper.daemon.overlays import overlay_policy
 from innkeeper.model.acl import AclLists
 from innkeeper.model.dhcp import DhcpSettings
 from innkeeper.model.guards import Guards
-from innkeeper.model.resources import Acl, Nic, Switch, Vm
+from innkeeper.model.resources import Acl, Nic, Switch, SwitchKind, Vm
 from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan, vlan_ranges
 from innkeeper.network.acl import meters_of, policy_of
@@ -128,6 +128,7 @@ def port_policy(
         traffic=traffic_policy(nic, acls),
         acl=policy_of(acl_lists(nic, acls)),
         vlan=vlan_policy(nic.vlan),
+        learns=switch.switch_kind == SwitchKind.EXTERNAL and nic.address is None,
     )
 
 

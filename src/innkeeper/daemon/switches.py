@@ -80,7 +80,7 @@ class Switches:
         self._watchman = asyncio.create_task(Watchman(self._rooms, self._runner, self._repair).run())
         await self.metering.settle()
         await self.guarding.settle()
-        self.learning.settle(self._plugged)
+        await self.learning.settle(self._plugged)
 
     async def _start(self) -> Report:
         """Where it fails, for want of nft say, switches are degraded and all that needs none goes on."""
@@ -231,6 +231,8 @@ class Switches:
 
     async def port_up(self, nic: Nic) -> None:
         """Give the card's vm its tap; may be repeated."""
+        if nic.id not in self._plugged:
+            await self.learning.port_is_new(nic)
         self._plugged.add(nic.id)
         try:
             await self.refresh(self._rooms.store.get(Switch, nic.switch_id))
@@ -270,6 +272,7 @@ class Switches:
         standing = self._runner.standing(policy.bridge)
         if standing is not None and standing.switch.vlans != policy.vlans:  # it matters to all its ports
             await self.refresh(switch)
+        self.learning.follow(self._plugged)
 
     async def acl_changed(self, acl: Acl) -> None:
         """Follow a change of a named ACL at all its ports at once.

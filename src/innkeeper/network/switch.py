@@ -175,6 +175,14 @@ class SwitchRunner:
         """
         return Listener(await self._thread.call(open_listener, device))
 
+    async def passed_leases(self) -> list[tuple[str, str]]:
+        """(tap, address): leases that passed to ports that learn, since those of a port were forgotten last."""
+        return await self._thread.call(self._open.passed_leases)
+
+    async def forget_passed(self, taps: Iterable[str]) -> None:
+        """Those are taken over, or nobody's any more."""
+        await self._thread.call(self._open.forget_passed, list(taps))
+
     async def leases(self, bridge: str) -> list[Lease]:
         """The DHCP leases of a switch."""
         return await self._thread.call(self._open.leases, bridge)
