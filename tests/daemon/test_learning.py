@@ -354,3 +354,34 @@ def test_every_renewal_counts_and_few_are_written(inn: Inn, guest: Guest) -> Non
 
     with server(inn.host, guest, FIRST):
         inn.run(renew)
+
+
+def test_an_address_of_dhcpv6_adds_to_the_link_local_one(inn: Inn, guest: Guest) -> None:
+    leased, beside = "2001:db8::77", "2001:db8::78"
+
+    def option(code: int, value: bytes) -> bytes:
+        return struct.pack("!HH", code, len(value)) + value
+
+    def message(kind: int, inner: bytes = b"") -> bytes:
+        return bytes([kind, 0, 0, 81]) + option(1, b"\0\3\0\1client") + option(3, struct.pack("!III", 1, 0, 0) + inner)
+
+    def speaks(address: str) -> bytes:
+        packet = f.ipv6(address, "2001:db8::1", 17, f.udp(address, "2001:db8::1", 4000, 4000, b"x"))
+        return f.ethernet("02:00:00:00:00:20", guest.mac, 0x86DD, packet)
+
+    async def learn(life: Life) -> None:
+        assert await life.dropped(guest, speaks(leased)) == 1
+        asked = f.udp(guest.link_local, "ff02::1:2", 546, 547, message(3))
+        packet = f.ipv6(guest.link_local, "ff02::1:2", 17, asked)
+        guest.send(f.ethernet(f.multicast_mac("ff02::1:2"), guest.mac, 0x86DD, packet))
+        given = option(5, f.ip(leased) + struct.pack("!II", 600, 600))
+        said = f.udp("fe80::1", guest.link_local, 547, 546, message(7, given))
+        reply = f.ethernet(guest.mac, "02:00:00:00:00:20", 0x86DD, f.ipv6("fe80::1", guest.link_local, 17, said))
+        await asyncio.to_thread(send_from_world, inn.host, reply)
+        await life.until_learned(leased)
+        await life.until_told("AddressLearned")
+        assert await life.dropped(guest, speaks(leased)) == 0
+        assert await life.dropped(guest, speaks(beside)) == 1
+        assert (await life.shown()).guards_without_address == ["ip", "arp"], "that is IPv4"
+
+    inn.run(learn)
