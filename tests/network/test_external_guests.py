@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import frames as f
 import pytest
-from host_lab import BRIDGE, WORLD4, Host, external_port, new_host, plugged, until
-from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, new_namespace, run_in
+from host_lab import BRIDGE, WORLD4, Host, dhcp_outside, external_port, new_host, plugged, send_from_world
+from switch_lab import INN_ID, PATIENCE_S, Guest, new_namespace, run_in
 
 from innkeeper.network.policy import SwitchPolicy
 from innkeeper.network.uplink_policy import UplinkPolicy
@@ -27,31 +25,6 @@ def host() -> Iterator[Host]:
     with new_host() as made:
         made.do(made.runner.ensure(made.policy()))
         yield made
-
-
-def _send_from_world(host: Host, *sent: bytes) -> None:
-    def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-            wire.bind(("out", 0))
-            for frame in sent:
-                wire.send(frame)
-
-    in_namespace(host.world, send)
-
-
-@contextmanager
-def _dhcp_outside(host: Host) -> Iterator[None]:
-    """A DHCP server of the network outside."""
-    argv = ["ip", "netns", "exec", host.world, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]
-    argv += ["--interface=out", "--dhcp-range=192.0.2.100,192.0.2.120,255.255.255.0", "--no-ping", "--user=root"]
-    argv += ["--dhcp-leasefile=/dev/null", "--log-facility=/dev/null", "--bind-interfaces", "--pid-file="]
-    server = subprocess.Popen(argv)
-    try:
-        assert until(lambda: ":67 " in run_in(host.world, "ss", "-uln"))
-        yield
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _offer(guest: Guest) -> str:
@@ -68,7 +41,7 @@ def _offer(guest: Guest) -> str:
 
 
 def test_dhcp_is_that_of_the_network_outside(host: Host) -> None:
-    with _dhcp_outside(host), plugged(host, external_port(1)) as guest:
+    with dhcp_outside(host), plugged(host, external_port(1)) as guest:
         assert _offer(guest).startswith("192.0.2.1")
     assert not list(Path(host.directory).glob("*/dnsmasq.pid")), "the inn serves none there"
 
@@ -81,7 +54,7 @@ def test_nothing_outside_speaks_for_a_local_card(host: Host) -> None:
         other.drain()
         cloned = f.arp(guest.mac, 1, guest.mac, "192.0.2.61", "00:00:00:00:00:00", "192.0.2.62")
         honest = f.arp(world, 1, world, WORLD4, "00:00:00:00:00:00", "192.0.2.62")
-        _send_from_world(host, cloned, honest)
+        send_from_world(host, cloned, honest)
         arrived = other.wait_for(f.mac(world) + b"\x08\x06")
         assert [frame for frame in arrived if frame[6:12] == f.mac(guest.mac)] == []
         table = run_in(host.namespace, "bridge", "fdb", "show", "br", BRIDGE)
@@ -106,7 +79,7 @@ def test_a_bridge_of_the_hosts_own_is_joined_by_a_cable_and_left_as_it_is() -> N
         assert f"connect {BRIDGE} with br0" in host.do(host.runner.ensure(switch))
         assert host.do(host.runner.ensure(switch)) == [] and host.do(host.runner.repair()).problems == {}
         assert host.network() == before
-        with _dhcp_outside(host), plugged(host, external_port(1)) as guest:
+        with dhcp_outside(host), plugged(host, external_port(1)) as guest:
             assert _offer(guest).startswith("192.0.2.1")
         host.ip("link del br0")
         assert host.do(host.runner.repair()).problems["lan"].code == "switch.uplink_gone"

@@ -51,7 +51,7 @@ METERED = PortPolicy(
     traffic=TrafficPolicy(dscp=46, meters=(Meter("in", "0.0.0.0/0"), Meter("in", "10.0.0.0/8"), Meter("out", "::/0"))),
 )
 OUTSIDE = SwitchPolicy("outside", "inbr-k3f94", kind="external", uplink=UplinkPolicy(("eth0",)))
-THERE = PortPolicy("intp-k3f95", "52:54:3f:a1:00:05")
+THERE = PortPolicy("intp-k3f95", "52:54:3f:a1:00:05", learns=True)
 DENIED = AclRule(weight=3, action="deny", direction="in", protocol="udp", log=True)
 ALLOWED = AclRule(weight=9, action="allow", direction="out", protocol="tcp", stateful=True)
 LISTED = PortPolicy(

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from switch_lab import INN_ID, PATIENCE_S, Guest, new_namespace, run_in
+from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, new_namespace, run_in
 
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.switch import SwitchRunner
@@ -158,6 +159,31 @@ def new_host() -> Iterator[Host]:
             yield host
         finally:
             host.close()
+
+
+def send_from_world(host: Host, *sent: bytes) -> None:
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind(("out", 0))
+            for frame in sent:
+                wire.send(frame)
+
+    in_namespace(host.world, send)
+
+
+@contextmanager
+def dhcp_outside(host: Host, *options: str) -> Iterator[None]:
+    """A DHCP server of the network outside, with further ``options`` of dnsmasq's."""
+    argv = ["ip", "netns", "exec", host.world, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]
+    argv += ["--interface=out", "--dhcp-range=192.0.2.100,192.0.2.120,255.255.255.0", "--no-ping", "--user=root"]
+    argv += ["--dhcp-leasefile=/dev/null", "--log-facility=/dev/null", "--bind-interfaces", "--pid-file="]
+    server = subprocess.Popen([*argv, *options])
+    try:
+        assert until(lambda: ":67 " in run_in(host.world, "ss", "-uln"))
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from innkeeper.compute.inputs import check_room
 from innkeeper.daemon import overlays
 from innkeeper.daemon.acls import check_logs
 from innkeeper.daemon.allocate import check_mac_free, free_mac, free_number
+from innkeeper.daemon.learning import known_addresses
 from innkeeper.daemon.minimums import check_minimums
 from innkeeper.daemon.ports import addresses6, switch_policy
 from innkeeper.daemon.rooms import Rooms
@@ -224,12 +225,15 @@ class Nics:
         nic = self._rooms.store.get(Nic, ref)
         switch = self._rooms.store.get(Switch, nic.switch_id)
         in_force = nic.guards.over(switch.guards)
+        leases = self._switches.learning.leases(nic)
+        known4 = nic.address or any(one.mac == nic.mac and ":" not in one.address for one in leases)
         return views.NicDetail(
             **nic.model_dump(),
             vm_name=self._rooms.store.get(Vm, nic.vm_id).name,
             switch_name=switch.name,
             guards_in_force=in_force,
-            guards_without_address=[name for name in ("ip", "arp") if getattr(in_force, name) and not nic.address],
+            guards_without_address=[name for name in ("ip", "arp") if getattr(in_force, name) and not known4],
+            known_addresses=known_addresses(switch, nic, leases),
             tap=self._rooms.paths.tap(nic.number),
             ipv6_addresses=[interface_address(LINK_LOCAL, nic.mac), *addresses6(switch, nic)],
             dropped_packets=await self._switches.dropped_packets(nic),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from innkeeper.daemon.overlays import overlay_policy
 from innkeeper.model.acl import AclLists
 from innkeeper.model.dhcp import DhcpSettings
 from innkeeper.model.guards import Guards
-from innkeeper.model.resources import Acl, Nic, Switch, Vm
+from innkeeper.model.resources import Acl, Nic, Switch, SwitchKind, Vm
 from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan, vlan_ranges
 from innkeeper.network.acl import meters_of, policy_of
@@ -20,6 +21,8 @@ from innkeeper.network.traffic import DIRECTIONS, Meter, TrafficPolicy
 from innkeeper.network.uplink_policy import UplinkPolicy
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
 from innkeeper.system.paths import Paths
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def switch_policy(paths: Paths, switch: Switch, nics: Iterable[Nic]) -> SwitchPolicy:
@@ -96,14 +99,27 @@ def uplink_policy(uplink: Uplink) -> UplinkPolicy | None:
     )
 
 
-def port_policy(paths: Paths, switch: Switch, nic: Nic, vm: Vm, acls: Mapping[str, Acl], *, first: bool) -> PortPolicy:
-    """The policy of a card's port. A vm's first card on a switch answers to the vm's name, others to the card's."""
+def port_policy(
+    paths: Paths,
+    switch: Switch,
+    nic: Nic,
+    vm: Vm,
+    acls: Mapping[str, Acl],
+    *,
+    first: bool,
+    learned: Mapping[str, str] = NOTHING,
+) -> PortPolicy:
+    """The policy of a card's port. A vm's first card on a switch answers to the vm's name, others to the card's.
+
+    ``learned``: address -> mac that it was given to. One of a further mac does not say what the card's own is.
+    """
+    own = [text for text, mac in learned.items() if mac == nic.mac and ":" not in text]
     return PortPolicy(
         tap=paths.tap(nic.number),
         mac=nic.mac,
-        ipv4=(nic.address,) if nic.address else (),
+        ipv4=(nic.address,) if nic.address else tuple(own),
         ipv6=tuple(addresses6(switch, nic)),
-        extra=tuple(nic.extra_addresses),
+        extra=(*nic.extra_addresses, *(text for text in learned if text not in own)),
         extra_macs=tuple(nic.extra_macs),
         guards=guard_policy(nic.guards.over(switch.guards)),
         hostname=vm.name if first else nic.name,
@@ -112,6 +128,7 @@ def port_policy(paths: Paths, switch: Switch, nic: Nic, vm: Vm, acls: Mapping[st
         traffic=traffic_policy(nic, acls),
         acl=policy_of(acl_lists(nic, acls)),
         vlan=vlan_policy(nic.vlan),
+        learns=switch.switch_kind == SwitchKind.EXTERNAL and nic.address is None,
     )
 
 
@@ -154,15 +171,22 @@ def vlan_policy(vlan: NicVlan) -> VlanPolicy:
 
 
 def port_policies(
-    paths: Paths, switch: Switch, nics: Iterable[Nic], vms: Mapping[str, Vm], acls: Mapping[str, Acl]
+    paths: Paths,
+    switch: Switch,
+    nics: Iterable[Nic],
+    vms: Mapping[str, Vm],
+    acls: Mapping[str, Acl],
+    learned: Callable[[Nic], Mapping[str, str]] = lambda _: NOTHING,
 ) -> list[PortPolicy]:
-    """The policies of all cards of one switch."""
+    """The policies of all cards of one switch; what was ``learned`` of each as for ``port_policy``."""
     policies = []
     named: set[str] = set()
     for nic in sorted(nics, key=lambda nic: (nic.vm_id, nic.index)):
         vm = vms.get(nic.vm_id)
         if vm is None:
             continue
-        policies.append(port_policy(paths, switch, nic, vm, acls, first=vm.id not in named))
+        policies.append(
+            port_policy(paths, switch, nic, vm, acls, first=vm.id not in named, learned=learned(nic)),
+        )
         named.add(vm.id)
     return policies

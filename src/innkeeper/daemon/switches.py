@@ -11,7 +11,9 @@ from pathlib import Path
 from innkeeper.daemon import overlays
 from innkeeper.daemon.allocate import free_number
 from innkeeper.daemon.captures import Captures
+from innkeeper.daemon.forwards import forwards
 from innkeeper.daemon.guarding import Guarding
+from innkeeper.daemon.learning import Learning
 from innkeeper.daemon.lost_taps import give_back
 from innkeeper.daemon.metering import Metering
 from innkeeper.daemon.minimums import check_rate
@@ -22,8 +24,8 @@ from innkeeper.daemon.tracing import Tracing
 from innkeeper.daemon.uplinks import Uplinks
 from innkeeper.daemon.watchman import Watchman
 from innkeeper.model import requests as ask, views
-from innkeeper.model.problems import Conflict, Invalid, NotFound, Problem
-from innkeeper.model.resources import Acl, Condition, HostSettings, Nic, PortForward, Switch, SwitchKind, Vm
+from innkeeper.model.problems import Conflict, Problem
+from innkeeper.model.resources import Acl, Condition, HostSettings, Nic, Switch, SwitchKind, Vm
 from innkeeper.model.tracing import ReachAsk, Trace
 from innkeeper.network import addresses, foreign
 from innkeeper.network.dhcp_policy import check_dhcp
@@ -52,7 +54,8 @@ class Switches:
         self.guarding = Guarding(rooms, self._runner)
         self._uplinks = Uplinks(rooms, self._runner, self.refresh)
         self.captures = Captures(rooms, self._runner)
-        self.tracing = Tracing(rooms)
+        self.learning = Learning(rooms, self._runner, self._update_rules)
+        self.tracing = Tracing(rooms, self.learning.known)
         self._watchman: asyncio.Task[None] | None = None
         self._plugged: set[str] = set()
         """Ids of the cards whose vm has a process: their ports stand."""
@@ -77,6 +80,7 @@ class Switches:
         self._watchman = asyncio.create_task(Watchman(self._rooms, self._runner, self._repair).run())
         await self.metering.settle()
         await self.guarding.settle()
+        await self.learning.settle(self._plugged)
 
     async def _start(self) -> Report:
         """Where it fails, for want of nft say, switches are degraded and all that needs none goes on."""
@@ -103,6 +107,7 @@ class Switches:
             report = await self._start()
         await give_back(self._rooms, self._runner, report)
         self._note_all(report)
+        self.learning.follow(self._plugged)
         return report
 
     def _note_all(self, report: Report) -> None:
@@ -128,6 +133,7 @@ class Switches:
         await self._stop_watching()
         await self.metering.let_go()
         await self.guarding.let_go()
+        await self.learning.let_go()
         await self._runner.remove_all()
         self._plugged.clear()
 
@@ -136,6 +142,7 @@ class Switches:
         await self._stop_watching()
         await self.metering.let_go()
         await self.guarding.let_go()
+        await self.learning.let_go()
         await self._runner.close()
 
     async def _stop_watching(self) -> None:
@@ -207,7 +214,7 @@ class Switches:
     def _ports(self, switch: Switch) -> list[PortPolicy]:
         nics = [nic for nic in self._rooms.store.find(Nic, switch_id=switch.id) if nic.id in self._plugged]
         vms = {vm.id: vm for vm in self._rooms.store.ls(Vm)}
-        return port_policies(self._rooms.paths, switch, nics, vms, self._acls())
+        return port_policies(self._rooms.paths, switch, nics, vms, self._acls(), self.learning.known)
 
     def _acls(self) -> dict[str, Acl]:
         return {acl.id: acl for acl in self._rooms.store.ls(Acl)}
@@ -220,9 +227,12 @@ class Switches:
     async def refresh(self, switch: Switch) -> None:
         """Make the switch be as its documents say."""
         await self._runner.ensure(self._policy(switch), self._ports(switch))
+        self.learning.follow(self._plugged)
 
     async def port_up(self, nic: Nic) -> None:
         """Give the card's vm its tap; may be repeated."""
+        if nic.id not in self._plugged:
+            await self.learning.port_is_new(nic)
         self._plugged.add(nic.id)
         try:
             await self.refresh(self._rooms.store.get(Switch, nic.switch_id))
@@ -235,6 +245,8 @@ class Switches:
         self._plugged.discard(nic.id)
         await self.metering.unplug(nic)
         await self._runner.remove_port(self._rooms.paths.tap(nic.number))
+        self.learning.forget(nic)
+        self.learning.follow(self._plugged)
 
     def _port(self, nic: Nic) -> PortPolicy:
         switch = self._rooms.store.get(Switch, nic.switch_id)
@@ -247,6 +259,8 @@ class Switches:
         The port moves before anything pauses: a refresh of the former switch would remove a tap that is not its own.
         """
         switch = self._rooms.store.get(Switch, nic.switch_id)
+        if nic.switch_id != before.switch_id:
+            self.learning.forget(nic)
         if nic.id in self._plugged:
             await self._runner.move_port(self._rooms.paths.bridge(switch.number), self._port(nic))
         if nic.switch_id != before.switch_id:
@@ -258,13 +272,18 @@ class Switches:
         standing = self._runner.standing(policy.bridge)
         if standing is not None and standing.switch.vlans != policy.vlans:  # it matters to all its ports
             await self.refresh(switch)
+        self.learning.follow(self._plugged)
 
     async def acl_changed(self, acl: Acl) -> None:
         """Follow a change of a named ACL at all its ports at once.
 
         Raises ``Failed`` (``nft.refused``): none has changed.
         """
-        nics = [nic for nic in self._rooms.store.ls(Nic) if acl.id in nic.acl.sets and nic.id in self._plugged]
+        await self._update_rules([nic for nic in self._rooms.store.ls(Nic) if acl.id in nic.acl.sets])
+
+    async def _update_rules(self, cards: list[Nic]) -> None:
+        """Bring the rules of those cards' ports to what is recorded, in one transaction."""
+        nics = [nic for nic in cards if nic.id in self._plugged]
         taps = {self._rooms.paths.tap(nic.number) for nic in nics}
         switches = [self._rooms.store.get(Switch, switch_id) for switch_id in {nic.switch_id for nic in nics}]
         ports = [port for switch in switches for port in self._ports(switch) if port.tap in taps]
@@ -281,7 +300,8 @@ class Switches:
         nics = [each for each in others if each.id in self._plugged]
         if changed is not None and (changed.id in self._plugged or (nic is None and vms[one.vm_id].status.pid)):
             nics.append(changed)
-        plan = self._runner.plan(policy, port_policies(self._rooms.paths, switch, nics, vms, self._acls()))
+        known = self.learning.known
+        plan = self._runner.plan(policy, port_policies(self._rooms.paths, switch, nics, vms, self._acls(), known))
         steps = []
         if nic is not None and changed is not None:
             before, after = nic.model_dump(), changed.model_dump()
@@ -398,7 +418,7 @@ class Switches:
         if request.dhcp_settings is not None:
             changes["dhcp_settings"] = request.dhcp_settings.applied_to(switch.dhcp_settings)
         if request.forwards is not None:
-            changes["forwards"] = self._forwards(switch, request.forwards)
+            changes["forwards"] = forwards(self._rooms, switch, request.forwards)
         if request.overlay is not None:
             nics, held = self._rooms.store.ls(Nic), await self._runner.addresses()
             changes["overlay"] = overlays.changed(switch, request.overlay, nics, held)
@@ -427,53 +447,6 @@ class Switches:
             raise
         self._uplinks.began(stored)
         return stored
-
-    def _forwards(self, switch: Switch, wanted: list[ask.ForwardCreate]) -> list[PortForward]:
-        if wanted and switch.switch_kind != SwitchKind.NAT:
-            raise Invalid(
-                "switch.forward",
-                f"switch {switch.name!r} is {switch.switch_kind}: only nat forwards ports",
-                remedy="make a switch with --kind nat",
-            )
-        taken = {
-            (forward.protocol, forward.host_port, forward.host_address): other.name
-            for other in self._rooms.store.ls(Switch)
-            if other.id != switch.id
-            for forward in other.forwards
-        }
-        forwards = []
-        for wish in wanted:
-            key = (wish.protocol, wish.host_port, wish.host_address)
-            if key in taken:
-                raise Conflict(
-                    "switch.forward_taken",
-                    f"{wish.protocol}/{wish.host_port} is forwarded already",
-                    cause=f"by switch {taken[key]!r}",
-                    remedy="choose another port of the host",
-                )
-            taken[key] = switch.name
-            forwards.append(
-                PortForward(
-                    nic_id=self._forward_target(switch, wish).id,
-                    **wish.model_dump(include={"protocol", "host_port", "guest_port", "host_address"}),
-                )
-            )
-        return forwards
-
-    def _forward_target(self, switch: Switch, wish: ask.ForwardCreate) -> Nic:
-        store = self._rooms.store
-        if wish.nic is not None:
-            nic = store.get(Nic, wish.nic)
-            candidates = [nic] if nic.switch_id == switch.id else []
-        else:
-            candidates = store.find(Nic, vm_id=store.get(Vm, wish.vm or "").id, switch_id=switch.id)
-        if not candidates:
-            raise NotFound(
-                "nic.not_found",
-                f"{wish.vm or wish.nic!r} has no card on switch {switch.name!r}",
-                remedy=f"give the vm one first: inn nic create VM --switch {switch.name}",
-            )
-        return min(candidates, key=lambda nic: nic.index)
 
     async def simulate(self, ref: str, request: ReachAsk) -> Trace:
         """Raises ``NotFound``, ``Invalid`` (``trace.address``)."""

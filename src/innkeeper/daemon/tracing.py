@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Mapping
 
 from innkeeper.daemon.ports import port_policies, switch_policy
 from innkeeper.daemon.rooms import Rooms
@@ -17,8 +18,9 @@ from innkeeper.network.reach import End, Step, pass_port, reach
 class Tracing:
     """Answers by the rules that a port has, or would have if its vm had a process."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: Rooms, learned: Callable[[Nic], Mapping[str, str]]) -> None:
         self._rooms = rooms
+        self._learned = learned
 
     def trace(self, nic: Nic, asked: PacketAsk) -> Trace:
         """Raises ``Invalid`` (``trace.address``)."""
@@ -107,7 +109,7 @@ class Tracing:
         store = self._rooms.store
         acls = {acl.id: acl for acl in store.ls(Acl)}
         switch, vm = store.get(Switch, nic.switch_id), store.get(Vm, nic.vm_id)
-        return port_policies(self._rooms.paths, switch, [nic], {vm.id: vm}, acls)[0]
+        return port_policies(self._rooms.paths, switch, [nic], {vm.id: vm}, acls, self._learned)[0]
 
 
 def _address(port: PortPolicy, version: int) -> str | None:

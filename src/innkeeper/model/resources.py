@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from innkeeper.model.acl import AclLists, NicAcl
 from innkeeper.model.dhcp import DhcpSettings
 from innkeeper.model.guards import Guards, NicGuards, from_before
+from innkeeper.model.learning import LearnedAddress
 from innkeeper.model.metering import MeterCount
 from innkeeper.model.overlay import Overlay
 from innkeeper.model.sizes import MIB
@@ -374,6 +375,15 @@ class MeterReading(Resource):
     counts: list[MeterCount] = Field(default_factory=list)
 
 
+class LearnedAddresses(Resource):
+    """What was learned of a card on the switch that it is plugged into; named by the card's id."""
+
+    kind: ClassVar[str] = "learned"
+    nic_id: Uuid
+    switch_id: Uuid
+    addresses: list[LearnedAddress] = Field(default_factory=list)
+
+
 # --- protection ------------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +479,7 @@ KINDS: dict[str, type[Resource]] = {
         Acl,
         Nic,
         MeterReading,
+        LearnedAddresses,
         Repository,
         Backup,
         Task,

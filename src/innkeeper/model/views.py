@@ -271,6 +271,21 @@ class SwitchDetail(Switch):
     own_records: list[LookupRecord] = Field(default_factory=list)
 
 
+KnownFrom = Literal["dhcp", "cloud-init", "document", "mac", "dhcp-learned"]
+
+
+class KnownAddress(Part):
+    """An address that the guards let a card use, and where it is known from.
+
+    ``dhcp``: the switch's own DHCP gives it; ``cloud-init``: its seed does; ``document``: ``--address`` and the like;
+    ``mac``: made of it; ``dhcp-learned``: a DHCP server of the network outside gave it, until ``ends_at``.
+    """
+
+    address: str
+    known_from: KnownFrom
+    ends_at: datetime | None = None
+
+
 class NicDetail(Nic):
     """A card with its tap and how many packets each guard dropped (guard name -> packets)."""
 
@@ -284,6 +299,7 @@ class NicDetail(Nic):
     """What its port is held to: its own guards over its switch's."""
     guards_without_address: list[str] = Field(default_factory=list)
     """Guards that leave IPv4 alone because the card's address is not known."""
+    known_addresses: list[KnownAddress] = Field(default_factory=list)
 
 
 class AclDetail(Acl):

@@ -20,6 +20,7 @@ NEEDED_BY: dict[str, tuple[str, ...]] = {
     "meter_from_host": ("metered",),
     "mark_from_ports": ("dscp_of",),
     "from_outside": ("uplink_macs",),
+    "lease_from_outside": ("learning_ports",),
     "overlay": ("overlays",),
     "acl_from_port": ("acl_out",),
     "acl_to_port": ("acl_in",),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
-from innkeeper.network import counters, meter_dump, meters, vlan_bridge
+from innkeeper.network import counters, meter_dump, meters, passed_leases, vlan_bridge
 from innkeeper.network.dhcp import Lease, Server
 from innkeeper.network.docker import Docker
 from innkeeper.network.features import ACL_LOG, lacking
@@ -251,6 +251,12 @@ class Kernel:
         if tap not in self._bridge_of or self._links.device(tap) is None:
             raise NotFound("nic.not_plugged", f"tap {tap} is plugged into no switch")
         return open_tap(tap)
+
+    def passed_leases(self) -> list[tuple[str, str]]:
+        return passed_leases.passed_leases(self._nft, self.schema.table)
+
+    def forget_passed(self, taps: Iterable[str]) -> None:
+        passed_leases.forget_passed(self._nft, self.schema.table, taps)
 
     def all_counters(self) -> dict[str, dict[str, int]]:
         return counters.all_counters(self._nft, self.schema.table)

@@ -77,6 +77,8 @@ class PortPolicy:
     acl: AclPolicy = field(default_factory=AclPolicy)
     traffic: TrafficPolicy = field(default_factory=TrafficPolicy)
     vlan: VlanPolicy = UNTAGGED
+    learns: bool = False
+    """Its IPv4 address is what a DHCP server outside gives it."""
 
     def __post_init__(self) -> None:
         _check_device(self.tap, "nic.tap")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
+from innkeeper.network.passed_leases import SCHEMA as PASSED_SCHEMA, is_learning
 from innkeeper.network.policy import APART, PortPolicy, SwitchPolicy
 from innkeeper.network.uplink_policy import trusted_ports, uplink_macs, uplink_schema
 
@@ -58,6 +59,7 @@ def bridge_schema(inn_id: str) -> str:
         + _SETS
         + _RULES.replace("TAPS", f'"{TAP_PREFIX}{inn_id}*"')
         + uplink_schema()
+        + PASSED_SCHEMA
     )
 
 
@@ -82,6 +84,7 @@ def port_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
         "guard_dhcp": guards.dhcp,
         "guard_router": guards.router,
         "guard_storm": guards.storm,
+        "learning_ports": is_learning(switch, port),
     }
     keys: list[tuple[str, tuple[str, ...]]] = [(name, (tap,)) for name, wanted in on.items() if wanted]
     keys += [("macs", (tap, mac)) for mac in port.macs]
@@ -153,6 +156,10 @@ comment "too many multicasts"
 iifname . arp saddr ether . arp saddr ip @arp4 accept comment "its own mac and address"
     meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
 iifname . arp saddr ether . arp daddr ip @arp4 accept comment "a probe for its own address"
+    meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation { request, reply } \
+iifname . arp saddr ether @macs iifname . @nh,112,32 @passed_leases accept comment "an address that it was just given"
+    meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
+iifname . arp saddr ether @macs iifname . @nh,192,32 @passed_leases accept comment "a probe for one"
     iifname @guard_arp counter name drop_arp drop comment "an arp binding that is not the port's"
   }
   chain own_ipv4 {
@@ -170,10 +177,14 @@ comment "asks dhcp in fragments, whose first may end before the name"
     udp sport 68 udp dport 67 iifname . @th,288,48 != @nd_link iifname @guard_mac counter name drop_mac drop \
 comment "asks dhcp in another's name"
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept comment "dhcp from a client without an address"
-    iifname . ip saddr != @addresses4 iifname @guard_ip4 counter name drop_ip drop comment "source is not the port's"
+    iifname . ip saddr != @addresses4 jump ipv4_source comment "source is none of the port's"
     udp dport 68 iifname @guard_dhcp counter name drop_dhcp drop comment "to dhcp clients"
     meta protocol ip icmp type { redirect, router-advertisement } iifname @guard_router counter name drop_router drop \
 comment "icmp redirect or router advertisement"
+  }
+  chain ipv4_source {
+    iifname . @nh,96,32 @passed_leases return comment "but it was just given to it"
+    iifname @guard_ip4 counter name drop_ip drop comment "source is not the port's"
   }
   chain from_ipv6 {
     meta l4proto 0-255 goto ipv6_read comment "ipv6 header chain can be read"

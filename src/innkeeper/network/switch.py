@@ -16,6 +16,7 @@ from pathlib import Path
 from innkeeper.model.problems import Problem, Unavailable
 from innkeeper.network.capture import Capture, Limits, compile_filter, open_socket
 from innkeeper.network.dhcp import Lease, service_user
+from innkeeper.network.dhcp_listener import Listener, open_listener
 from innkeeper.network.drift import Watch, readable
 from innkeeper.network.kernel import Kernel, Report
 from innkeeper.network.links import Route
@@ -184,6 +185,21 @@ class SwitchRunner:
         """
         program = await asyncio.to_thread(compile_filter, filter_text)
         return Capture(await self._thread.call(open_socket, tap, program), limits)
+
+    async def listen(self, device: str) -> Listener:
+        """DHCP that passes a device, such as a switch's port that leads outside.
+
+        Raises ``NotFound`` where there is none, ``Failed`` (``capture.refused``).
+        """
+        return Listener(await self._thread.call(open_listener, device))
+
+    async def passed_leases(self) -> list[tuple[str, str]]:
+        """(tap, address): leases that passed to ports that learn, since those of a port were forgotten last."""
+        return await self._thread.call(self._open.passed_leases)
+
+    async def forget_passed(self, taps: Iterable[str]) -> None:
+        """Those are taken over, or nobody's any more."""
+        await self._thread.call(self._open.forget_passed, list(taps))
 
     async def leases(self, bridge: str) -> list[Lease]:
         """The DHCP leases of a switch."""

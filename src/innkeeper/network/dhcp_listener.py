@@ -1,0 +1,96 @@
+"""Hearing DHCP at the port of a bridge that leads outside: what servers there send in, and what is asked of them.
+
+A packet socket sees frames before the bridge has them, so an address is known about when its guest hears of it; and it
+needs nothing of the kernel but what captures do. Its filter keeps all else away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+
+from innkeeper.network.capture import Instruction, open_socket
+from innkeeper.network.dhcp_messages import Message, read
+
+_FRAME_BYTES = 16_384
+_FRAMES_AT_ONCE = 256
+_OUTGOING = 4
+
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
+_LOAD_HALF_BEHIND, _LOAD_HEADER_LENGTH = 0x48, 0xB1
+_EQUAL, _ANY_BIT, _RETURN = 0x15, 0x45, 0x06
+_VLAN_TAG_PRESENT = 0xFFFFF000 + 48
+"""Of linux/filter.h: the kernel keeps the tag beside the frame."""
+
+FILTER: tuple[Instruction, ...] = (
+    (_LOAD_WORD, 0, 0, _VLAN_TAG_PRESENT),
+    (_EQUAL, 0, 16, 0),
+    (_LOAD_HALF, 0, 0, 12),
+    (_EQUAL, 0, 8, 0x0800),
+    (_LOAD_BYTE, 0, 0, 23),
+    (_EQUAL, 0, 12, 17),
+    (_LOAD_HALF, 0, 0, 20),
+    (_ANY_BIT, 10, 0, 0x3FFF),
+    (_LOAD_HEADER_LENGTH, 0, 0, 14),
+    (_LOAD_HALF_BEHIND, 0, 0, 16),
+    (_EQUAL, 8, 0, 67),
+    (_EQUAL, 7, 6, 68),
+    (_EQUAL, 0, 5, 0x86DD),
+    (_LOAD_BYTE, 0, 0, 20),
+    (_EQUAL, 0, 3, 17),
+    (_LOAD_HALF, 0, 0, 56),
+    (_EQUAL, 2, 0, 546),
+    (_EQUAL, 1, 0, 547),
+    (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, _FRAME_BYTES),
+)
+"""Untagged UDP in one piece for ports 67 and 68 (IPv4), 546 and 547 (IPv6)."""
+
+
+def open_listener(device: str) -> socket.socket:
+    """A socket that gets DHCP that passes ``device``, both ways, in the namespace of this thread.
+
+    Raises ``NotFound`` (``nic.not_plugged``) where there is no such device, ``Failed`` (``capture.refused``).
+    """
+    return open_socket(device, FILTER)
+
+
+class Listener:
+    """Messages as they come, those that wait at once, until the device goes or is taken down.
+
+    A server's word counts where it came in, a client's where it went out. ``close`` must be called by whoever does not
+    read it to its end.
+    """
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._ready = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncGenerator[list[Message]]:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._source, self._ready.set)
+        try:
+            while True:
+                await self._ready.wait()
+                self._ready.clear()
+                yield self._read()
+        except OSError:
+            return
+        finally:
+            loop.remove_reader(self._source)
+            self._source.close()
+
+    def _read(self) -> list[Message]:
+        """Raises ``OSError`` when the device has gone, or is down."""
+        messages: list[Message] = []
+        for _ in range(_FRAMES_AT_ONCE):
+            try:
+                frame, (_, _, way, *_) = self._source.recvfrom(_FRAME_BYTES)
+            except BlockingIOError:
+                return messages
+            message = read(frame)
+            if message is not None and (message.kind == "ask") == (way == _OUTGOING):
+                messages.append(message)
+        self._ready.set()  # there may be more; others have their turn
+        return messages
