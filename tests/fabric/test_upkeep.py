@@ -10,8 +10,9 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
+from hypothesis import given, strategies as st
 
-from innkeeper.fabric import upkeep
+from innkeeper.fabric import sweep, upkeep
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Problem
@@ -112,5 +113,47 @@ def test_what_is_read_often_is_still_in_memory_once_it_was_written_anew_and_drai
     assert misses() == known
     volume.read_blocking(33 * 4096, 4096)
     assert misses() == known + 1
+    volume.close()
+    pool.close()
+
+
+@given(st.integers(0, 1 << 44), st.integers(0, 1 << 44))
+def test_the_more_is_dead_the_less_a_sweep_rests(stored: int, live: int) -> None:
+    share = sweep.leisure(stored, live)
+    assert 0 <= share <= 1
+    assert sweep.leisure(stored + (1 << 30), live) <= share
+    due = int(sweep.SWEEP_AT * live + sweep.SWEEP_FROM_BYTES)
+    assert sweep.leisure(due, live) == 1
+    assert sweep.leisure(due + max(live, sweep.SWEEP_FROM_BYTES) + 1, live) == 0
+
+
+@pytest.mark.parametrize(
+    ("from_bytes", "short_bytes", "most", "least"),
+    [(1 << 30, 0, 1.0, 1.0), (1 << 10, 0, 0.5, 0.0), (1 << 30, 1 << 60, 0.0, 0.0)],
+    ids=["little is dead", "much is dead", "room is short"],
+)
+def test_a_sweep_under_a_foreground_in_need_rests_while_space_is_not_needed(
+    from_bytes: int, short_bytes: int, most: float, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "SWEEP_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(upkeep, "SHORT_BYTES", short_bytes)
+    monkeypatch.setattr(Pool, "rest_after", lambda *_: 1.0)
+    io, _ = simulated_io(13)
+    slept = list[float]()
+    monkeypatch.setattr(io.clock, "sleep", slept.append)
+    pool = Pool.open(io, "/pool", limits=LIMITS, background=False)
+    pool.storage_create(STORAGE)
+    pool.disk_create(KEPT, 16 << 20, STORAGE)
+    pool.attach(WRITER, disk_id=KEPT)
+    volume = pool.volume(WRITER)
+    chance = random.Random(5)
+    for _ in range(16):
+        for block in range(4):
+            volume.stage_write(block * 65536, chance.randbytes(65536))
+        pool.submit()
+        pool.drain()
+    swept = pool.sweep(gentle=True)
+    assert swept["groups_removed"] > 4
+    assert least <= sum(slept) / (swept["groups_removed"] + swept["groups_compacted"]) <= most
     volume.close()
     pool.close()

@@ -34,6 +34,7 @@ from innkeeper.fabric.space import Limits, PoolSpace, unusable
 from innkeeper.fabric.store import LIVE, GroupStore
 from innkeeper.fabric.strays import find_strays
 from innkeeper.model.problems import Corrupt, Failed, Invalid, Problem
+from innkeeper.system.fairness import FairLock
 from innkeeper.system.files import Buffer, Io, Lock
 
 NUMBERS_AT_ONCE = 64
@@ -58,7 +59,7 @@ class PoolCore(PoolSpace):
         """Meta is older than what else the pool has: it is read-only, and ``rebuild`` helps."""
         self.on_room: Callable[[], None] = lambda: None
         """Called, from any thread, when the log has room again."""
-        self.maintenance = threading.RLock()
+        self.maintenance = FairLock()
         self._pending: list[tuple[Layer, Staged]] = []
         self._pending_bytes = 0
         self._numbers_lock = threading.Lock()

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,24 @@ SWEEP_AT = 2.0
 SWEEP_FROM_BYTES = 1 << 30
 LOOK_S = 10.0
 MOST_REST_S = 2.0
+HOLD_S = 1.0
+"""For how long a sweep in need keeps the drain waiting: the log goes on taking writes meanwhile."""
+
+
+def leisure(stored_bytes: int, live_bytes: int) -> float:
+    """The share of its rests that a sweep may take: all when it has just become due, none once dead bytes outgrow it.
+
+    Writers that make more dead than a resting sweep takes back would fill any file system.
+    """
+    beyond = stored_bytes - SWEEP_AT * live_bytes - SWEEP_FROM_BYTES
+    return min(1.0, max(0.0, 1.0 - beyond / max(live_bytes, SWEEP_FROM_BYTES)))
+
+
+class TakenBack(NamedTuple):
+    """What became of a group: written anew, else removed; and what that freed."""
+
+    compacted: bool
+    freed_bytes: int
 
 
 class PoolSweep(PoolUpkeep):
@@ -60,8 +78,10 @@ class PoolSweep(PoolUpkeep):
         super().__init__(io, path, limits)
 
     def sweep_is_due(self) -> bool:
-        stored = sum(row.size_bytes for row in list(self.store.rows.values()))
-        return self.sweep_wanted or stored > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
+        return self.sweep_wanted or self._stored_bytes() > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
+
+    def _stored_bytes(self) -> int:
+        return sum(row.size_bytes for row in list(self.store.rows.values()))
 
     def start_upkeep(self) -> None:
         super().start_upkeep()
@@ -113,26 +133,15 @@ class PoolSweep(PoolUpkeep):
                 marks, chosen, holds = self._choose(compact_below)
             if chosen:  # a power cut must not take the writes that made dead what is taken back
                 self.sync_blocking(self.log.sequence)
-            for number in chosen:
+            while chosen:
                 began = self.io.clock.monotonic()
                 with self.maintenance:
-                    if frozenset(self.catalog.holds) != holds:
-                        break
-                    row = self.store.rows[number]
-                    before = row.size_bytes
-                    table = self.store.table(number)
-                    mask = marks.of(number, table.slots)
-                    if mask.any():
-                        after = self._compact(row, table, mask)
-                        compacted += 1
-                    else:
-                        after = 0
-                        self._remove(row, table)
-                        removed += 1
-                    freed += before - after
-                self.meters.sweep_s.add(self.io.clock.monotonic() - began)
+                    for each in self._take_back(chosen, marks, holds, self._hold_s(gentle)):
+                        removed += not each.compacted
+                        compacted += each.compacted
+                        freed += each.freed_bytes
                 if gentle:
-                    self.io.clock.sleep(min(MOST_REST_S, self.rest_after(self.io.clock.monotonic() - began)))
+                    self._rest(self.io.clock.monotonic() - began)
         except OSError as refused:
             if refused.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace("pool.full", f"the sweep of {self.path} has no room", cause=str(refused)) from refused
@@ -148,6 +157,39 @@ class PoolSweep(PoolUpkeep):
         if freed:
             self.on_room()
         return {"groups_removed": removed, "groups_compacted": compacted, "freed_bytes": freed}
+
+    def _take_back(self, chosen: list[int], marks: Marks, holds: frozenset[str], hold_s: float) -> Iterator[TakenBack]:
+        """Remove or compact the first of ``chosen``, and more while it takes less than ``hold_s``; under
+        ``maintenance``. Ends the sweep where somebody has begun or ceased to hold a snapshot."""
+        until = self.io.clock.monotonic() + hold_s
+        while chosen:
+            if frozenset(self.catalog.holds) != holds:
+                chosen.clear()
+                return
+            began = self.io.clock.monotonic()
+            row = self.store.rows[chosen.pop(0)]
+            before, table = row.size_bytes, self.store.table(row.number)
+            mask = marks.of(row.number, table.slots)
+            if mask.any():
+                yield TakenBack(True, before - self._compact(row, table, mask))
+            else:
+                self._remove(row, table)
+                yield TakenBack(False, before)
+            now = self.io.clock.monotonic()
+            self.meters.sweep_s.add(now - began)
+            if now >= until:
+                return
+
+    def _hold_s(self, gentle: bool) -> float:
+        """For how long to go on at a time: for one group where there is leisure."""
+        if not gentle or self._room_is_short():
+            return HOLD_S
+        return HOLD_S * (1.0 - leisure(self._stored_bytes(), self._live_bytes))
+
+    def _rest(self, work_s: float) -> None:
+        """Leave the processor and the medium to the foreground for a while, unless space is needed sooner."""
+        rest_s = min(MOST_REST_S, self.rest_after(work_s)) * leisure(self._stored_bytes(), self._live_bytes)
+        self.io.clock.sleep(0.0 if self._room_is_short() else rest_s)
 
     def _choose(self, compact_below: float) -> tuple[Marks, list[int], frozenset[str]]:
         """Mark, and set the groups worth the work to ``closing``, those with least to copy first."""
