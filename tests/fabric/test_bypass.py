@@ -300,5 +300,54 @@ def test_a_group_that_only_overwritten_records_name_stays_while_a_recovery_needs
     world.stream(0, *([7] * 39), attachment=AGAIN)
     world.pool.drain([OTHER])  # meta knows all groups now; those with 1 to 39 are dead
     world.pool.sweep(compact_below=1.0)
+    assert world.pool.sweep_is_due()
     world.reopen(power=False)
     assert world.values(0, 39) == list(range(41, 80))
+    world.pool.drain()
+    assert world.pool.sweep(compact_below=1.0)["groups_removed"] > 0
+    assert not world.pool.sweep_is_due()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_stream_left_is_swept_though_nothing_is_drained_any_more(world: World, restarted: bool) -> None:
+    world.stream(0, *range(1, 40))
+    world.flush()
+    if restarted:
+        world.reopen(power=False)
+    world.pool.detach(WRITER)
+    world.pool.disk_rm(DISK)
+    assert world.pool.sweep()["groups_removed"] > 3
+    world.reopen(power=True)
+    assert world.pool.figures()["distinct_bytes"] == 0
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_sweep_ends_for_who_begins_to_hold_and_is_followed_by_another(
+    world: World, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pool.snapshot_create({SNAPSHOT: DISK})
+    if not begins:
+        world.pool.hold(AGAIN, SNAPSHOT)
+    world.stream(0, *range(1, 40))
+    world.stream(0, *range(41, 80))
+    world.pool.drain()
+    with monkeypatch.context() as patched:
+        change = world.pool.hold if begins else lambda hold_id, _: world.pool.release(hold_id)
+        patched.setattr(world.pool, "sync_blocking", lambda _: change(AGAIN, SNAPSHOT))
+        assert bool(world.pool.sweep()["groups_removed"]) is not begins
+    assert world.pool.sweep_is_due() is begins
+    assert bool(world.pool.sweep()["groups_removed"]) is begins
+
+
+def test_what_was_held_is_swept_once_it_is_released(world: World) -> None:
+    world.stream(0, *range(1, 40))
+    world.pool.snapshot_create({SNAPSHOT: DISK})
+    world.pool.drain()
+    world.pool.hold(AGAIN, SNAPSHOT)
+    world.stream(0, *range(41, 80))
+    world.pool.drain()
+    assert world.pool.sweep()["groups_removed"] == 0
+    world.pool.release(AGAIN)
+    world.pool.snapshot_rm(SNAPSHOT)
+    assert world.pool.sweep_is_due()
+    assert world.pool.sweep()["groups_removed"] > 0

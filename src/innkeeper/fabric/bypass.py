@@ -179,6 +179,11 @@ class Bypass:
         """Groups that are being written, or that meta does not know as far as they reach."""
         return self._writers.numbers | set(self._rows)
 
+    @property
+    def left(self) -> bool:
+        """Whether meta does not know groups as far as they reach that nobody writes to any more."""
+        return not set(self._rows) <= self._writers.numbers
+
     def leave(self, device_id: str) -> None:
         """Put nothing more into groups on that device."""
         with self._lock:

@@ -68,6 +68,8 @@ class PoolSweep(PoolUpkeep):
     """Taking back what nothing stands on."""
 
     _live_bytes = 0
+    _held_back = frozenset[str]()
+    """The holds at the last sweep, where that left dead data for their sake."""
     _sweeper: Activity | None = None
     sweep_problem: Problem | None = None
     paused = False
@@ -78,7 +80,8 @@ class PoolSweep(PoolUpkeep):
         super().__init__(io, path, limits)
 
     def sweep_is_due(self) -> bool:
-        return self.sweep_wanted or self._stored_bytes() > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
+        released = bool(self._held_back - set(self.catalog.holds))
+        return self.sweep_wanted or released or self._stored_bytes() > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
 
     def _stored_bytes(self) -> int:
         return sum(row.size_bytes for row in list(self.store.rows.values()))
@@ -129,6 +132,7 @@ class PoolSweep(PoolUpkeep):
             self.catalog.collect()
         removed = compacted = freed = 0
         try:
+            self._settle()
             with self.maintenance:
                 marks, chosen, holds = self._choose(compact_below)
             if chosen:  # a power cut must not take the writes that made dead what is taken back
@@ -158,13 +162,22 @@ class PoolSweep(PoolUpkeep):
             self.on_room()
         return {"groups_removed": removed, "groups_compacted": compacted, "freed_bytes": freed}
 
+    def _settle(self) -> None:
+        """Let meta know the groups that no stream writes to any more: until then, which may be for long where nobody
+        writes, they are nobody's to take back."""
+        if self.bypass.left:
+            self.sync_blocking(self.log.sequence)  # most of the work, while a drain may go on
+            with self.maintenance:
+                self.settle_groups()
+
     def _take_back(self, chosen: list[int], marks: Marks, holds: frozenset[str], hold_s: float) -> Iterator[TakenBack]:
         """Remove or compact the first of ``chosen``, and more while it takes less than ``hold_s``; under
-        ``maintenance``. Ends the sweep where somebody has begun or ceased to hold a snapshot."""
+        ``maintenance``. Leaves the rest to another sweep where somebody has begun to hold a snapshot."""
         until = self.io.clock.monotonic() + hold_s
         while chosen:
-            if frozenset(self.catalog.holds) != holds:
+            if set(self.catalog.holds) - holds:
                 chosen.clear()
+                self.sweep_wanted = True
                 return
             began = self.io.clock.monotonic()
             row = self.store.rows[chosen.pop(0)]
@@ -217,11 +230,14 @@ class PoolSweep(PoolUpkeep):
             live = int((rows[marks.of(number, table.slots), 1] & 0xFFFFFF).sum())
             live_total += live
             share = live / max(1, row.size_bytes)
-            if number not in held and share < compact_below and row.size_bytes - live > 16 * PAGE:
+            if not live or (share < compact_below and row.size_bytes - live > 16 * PAGE):
                 chosen.append((share, number))
-            elif number not in held and not live:
-                chosen.append((0.0, number))
-        chosen = [(share, number) for share, number in chosen if share or number not in named]
+        self._held_back = holds if any(number in held for _, number in chosen) else frozenset()
+        chosen = [each for each in chosen if each[1] not in held]
+        kept = {number for share, number in chosen if not share and number in named}
+        if kept:  # a record of the log names them; until that is drained, recovery would miss them
+            self.sweep_wanted = True
+            chosen = [each for each in chosen if each[1] not in kept]
         self._live_bytes = live_total
         chosen.sort()
         closing = {number for _, number in chosen}
