@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -94,6 +96,9 @@ class Scene:
         """I/Os a second that the flow asks for by itself; None: all it can get."""
         self.now = 0.0
         self.rates: dict[str, float] = {}
+        self.looks_idle: Callable[[int], bool] = lambda tick: False
+        """In which ticks it does not look as if the pool gave all it can."""
+        self._ticks = 0
 
     def run(self, seconds: float) -> None:
         until, counts, began = self.now + seconds, dict.fromkeys(self.flows, 0), self.now
@@ -103,7 +108,9 @@ class Scene:
                 self.now += TICK_S / 20
                 self._serve(TICK_S / 20, counts, credit)
             used = sum(flow.taken for flow in self.flows.values())
-            self.balance.tick(self.flows.values(), used > 0.75 * self.capacity * TICK_S, self.now)
+            saturated = used > 0.75 * self.capacity * TICK_S and not self.looks_idle(self._ticks)
+            self._ticks += 1
+            self.balance.tick(self.flows.values(), saturated, self.now)
         self.rates = {name: count / (self.now - began) for name, count in counts.items()}
 
     def _serve(self, seconds: float, counts: dict[str, int], credit: dict[str, float]) -> None:
@@ -191,6 +198,25 @@ def test_a_minimum_above_what_the_pool_gives_is_told() -> None:
     scene.run(ALARM_AFTER_S + 10)
     assert scene.balance.alarms(scene.flows.values(), scene.now) == ["greedy"]
     assert scene.rates["greedy"] > 1000
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+@given(every=st.integers(4, 12), phase=st.integers(0, 11), length=st.integers(1, 3))
+def test_that_is_told_of_a_machine_too_that_now_and_then_does_something_else(
+    stalled: bool, every: int, phase: int, length: int
+) -> None:
+    scene = Scene(2_000, greedy=(QosPolicy(min_iops=50_000), 1, None), noisy=(QosPolicy(), 50, None))
+    length = min(length, (every - 1) // 3)
+
+    def lapses(tick: int) -> bool:
+        lapse = (tick + phase) % every < length
+        if lapse and stalled:
+            scene.flows["greedy"].busy_slices //= 2
+        return lapse
+
+    scene.looks_idle = lapses
+    scene.run(ALARM_AFTER_S + 10)
+    assert scene.balance.alarms(scene.flows.values(), scene.now) == ["greedy"]
 
 
 def test_an_aggregated_flow_is_shared_and_a_maximum_is_not_passed_by_a_minimum() -> None:

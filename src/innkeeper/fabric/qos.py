@@ -37,6 +37,9 @@ _TRIAL_TICKS = 8
 _CONTENT_S, _MAX_CONTENT_S = 5.0, 320.0
 """... for so long, twice as long each time it is found so again."""
 ALARM_AFTER_S = 2.0
+_LAPSE_TICKS = 3
+"""A flow that falls short goes on doing so though it did not look so for this many ticks in a row: it is the machine
+that did other things, or nothing."""
 
 
 def ios_of(length: int) -> int:
@@ -140,11 +143,13 @@ class Flow:
         "content_s",
         "content_until",
         "key",
+        "lapse",
         "policy",
         "pressed",
         "short_since",
         "taken",
         "taken_bytes",
+        "trial_saturated",
         "trial_share",
         "trials",
         "waited",
@@ -170,8 +175,14 @@ class Flow:
         self.short_since: float | None = None
         self.content_until = 0.0
         self.content_s = _CONTENT_S
-        self.trials = 0
+        self.lapse = 0
+        """For how many ticks it has not looked short; below, how many did since a trial began, and in how many of these
+        the pool had no more to give."""
+        self.trials = self.trial_saturated = 0
         self.trial_share = 0.0
+
+    def forget_trial(self) -> None:
+        self.short_since, self.trials, self.trial_saturated = None, 0, 0
 
     def ask(self, length: int, now: float) -> float:
         """Take what a request of ``length`` bytes costs and return 0, or say how long to wait and take nothing."""
@@ -268,7 +279,8 @@ class Balance:
         flows = list(flows)
         if since is not None and since > 0:
             short = [flow for flow in flows if self._falls_short(flow, since, saturated, now)]
-            self._adjust(bool(short), since, now)
+            if short or not any(flow.trials for flow in flows):
+                self._adjust(bool(short), since, now)
         for flow in flows:
             flow.new_tick()
         self.surplus.taken = 0
@@ -283,20 +295,26 @@ class Balance:
         if share >= 1:
             flow.content_s = _CONTENT_S
         if not short:
-            flow.short_since, flow.trials = None, 0
+            flow.lapse += 1
+            if share >= _SHORT or flow.lapse > _LAPSE_TICKS:
+                flow.forget_trial()
             return False
+        flow.lapse = 0
         if now < flow.content_until:
             return False
         flow.short_since = now if flow.short_since is None else flow.short_since
         if flow.trials == 0:
             flow.trial_share = share
         flow.trials += 1
+        flow.trial_saturated += saturated
         if flow.trials > _TRIAL_TICKS:
-            if share < _BETTER * flow.trial_share and not (saturated and self._at_floor()):
-                flow.content_until, flow.trials, flow.short_since = now + flow.content_s, 0, None
+            given_all = self._at_floor() and 2 * flow.trial_saturated > flow.trials
+            if share < _BETTER * flow.trial_share and not given_all:
+                flow.forget_trial()
+                flow.content_until = now + flow.content_s
                 flow.content_s = min(2 * flow.content_s, _MAX_CONTENT_S)
                 return False
-            flow.trials, flow.trial_share = 1, share
+            flow.trials, flow.trial_saturated, flow.trial_share = 1, int(saturated), share
         return True
 
     def _at_floor(self) -> bool:

@@ -35,6 +35,9 @@ class Clock(Protocol):
     def idle(self) -> float:
         """Seconds in which the machine's processors had nothing to do, of all of them together; in steps of 10 ms."""
 
+    def stolen(self) -> float:
+        """Seconds that a host kept the machine's processors from it, of each on average; in steps of 10 ms or less."""
+
     def sleep(self, seconds: float) -> None:
         """Let so much time pass."""
 
@@ -52,7 +55,12 @@ class RealClock:
         return time.process_time() + _waited_for_a_processor()
 
     def idle(self) -> float:
-        return _idle()
+        times = _times()
+        return sum(times[3:5]) if times else time.monotonic()  # as if one always were
+
+    def stolen(self) -> float:
+        times = _times()
+        return times[7] / (os.cpu_count() or 1) if times else 0.0
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
@@ -67,13 +75,13 @@ def _waited_for_a_processor() -> float:
     return 0.0
 
 
-def _idle() -> float:
-    """Idle time, waiting for devices among it (proc_stat(5)); where the kernel does not say, as if one always were."""
-    with suppress(OSError, ValueError, IndexError):
-        with open("/proc/stat", encoding="ascii") as stat:
-            _, _, _, _, idle, iowait, *_ = stat.readline().split()
-        return (int(idle) + int(iowait)) / _TICKS_PER_S
-    return time.monotonic()
+def _times() -> list[float]:
+    """Seconds that the processors spent in each state, idle at 3, waiting for devices at 4, stolen at 7 (proc_stat(5));
+    nothing where the kernel does not say."""
+    with suppress(OSError, ValueError), open("/proc/stat", encoding="ascii") as stat:
+        times = [int(ticks) / _TICKS_PER_S for ticks in stat.readline().split()[1:]]
+        return times if len(times) > 7 else []
+    return []
 
 
 class SimulatedClock:
@@ -93,6 +101,9 @@ class SimulatedClock:
 
     def idle(self) -> float:
         return self._now
+
+    def stolen(self) -> float:
+        return 0.0
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)

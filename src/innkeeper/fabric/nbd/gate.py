@@ -11,7 +11,8 @@ from innkeeper.fabric.pools import Pools
 from innkeeper.fabric.qos import TICK_S, Balance, Flow, QosPolicy
 
 SATURATED = 0.75
-"""Share of a processor that is used or waited for, from which on the fabric has little more to give."""
+"""Share of a processor that is used or waited for, of the time that a host does not keep it from the machine, from
+which on the fabric has little more to give."""
 _NO_IDLE, _IN_PART = 0.1, 0.25
 """It has little more to give either when this share of a processor is all that the machine has left, and it uses so
 much itself: then those who ask are slowed by each other, and what is not done for one is gained by another."""
@@ -31,7 +32,7 @@ class Gate:
         self._flows: dict[str, Flow] = {}
         self._rates: dict[str, float] = {}
         self._ticking: asyncio.TimerHandle | None = None
-        self._busy = self._idle = self._at = 0.0
+        self._busy = self._idle = self._stolen = self._at = 0.0
 
     def close(self) -> None:
         if self._ticking is not None:
@@ -56,7 +57,8 @@ class Gate:
         self._flows = kept
         self._rates = {key: rate for key, rate in self._rates.items() if key in kept}
         if kept and self._ticking is None:
-            self._busy, self._idle, self._at = self._clock.busy(), self._clock.idle(), self._clock.monotonic()
+            self._is_saturated(1.0)  # what counts is from now on
+            self._at = self._clock.monotonic()
             self._ticking = self._loop.call_later(TICK_S, self._tick)
         return found
 
@@ -86,9 +88,10 @@ class Gate:
 
     def _is_saturated(self, since: float) -> bool:
         """Whether no more could have been given in the last ``since`` seconds."""
-        busy, idle = self._clock.busy(), self._clock.idle()
-        used, left = (busy - self._busy) / since, (idle - self._idle) / since
-        self._busy, self._idle = busy, idle
+        busy, idle, stolen = self._clock.busy(), self._clock.idle(), self._clock.stolen()
+        had = max(since - (stolen - self._stolen), 0.1 * since)
+        used, left = (busy - self._busy) / had, (idle - self._idle) / had
+        self._busy, self._idle, self._stolen = busy, idle, stolen
         return used > SATURATED or (left < _NO_IDLE and used > _IN_PART) or self._is_busy()
 
     def facts(self) -> list[dict[str, Any]]:
