@@ -106,7 +106,7 @@ def test_a_quota_is_told_where_nothing_waits_for_a_drain(pool: Pool) -> None:
     assert pool.disk_show(DISK)["data_bytes"] <= 10 * MIB
     volume.stage_write(50 * MIB, os.urandom(4 * MIB))
     pool.submit()
-    assert not volume.waits_for_drain(MIB)
+    assert not volume.waits_for_room(MIB)
 
 
 @pytest.mark.parametrize(

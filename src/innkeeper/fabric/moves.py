@@ -74,7 +74,7 @@ class PoolMoves(PoolSnapshots):
         for drained in (None, {disk.id}, set(self.catalog.disks)):
             if drained is not None and may_drain:
                 self.drain(drained)
-            if self.log_room_of(disk) > size and not self.waits_for_drain(disk, size):
+            if self.log_room_of(disk) > size and not self.waits_for_room(disk, size):
                 return
         raise Unavailable("move.busy", f"the log of the pool in {self.path} has no room", remedy="try again")
 

@@ -59,7 +59,10 @@ class PoolSpace:
     def refusal(self) -> Problem:
         raise NotImplementedError
 
-    def ask_for_drain(self, disks: Iterable[Disk]) -> None:
+    def ask_for_drain(self, disks: Iterable[Disk]) -> bool:
+        raise NotImplementedError
+
+    def ask_for_sweep(self) -> bool:
         raise NotImplementedError
 
     # -- the log ---------------------------------------------------------------------------------------------------
@@ -89,17 +92,20 @@ class PoolSpace:
             if short is not None:
                 raise self._no_space(disk, short)
 
-    def waits_for_drain(self, disk: Disk, size: int) -> bool:
-        """Whether only a drain can tell if the disk may write ``size`` bytes more: overwritten data that waits in the
-        log counts twice until then. Cheap where it may."""
+    def waits_for_room(self, disk: Disk, size: int) -> bool:
+        """Whether only a drain or a sweep can tell if the disk may write ``size`` bytes more, and is under way: what
+        waits in the log counts twice until it is drained, and what is dead counts until it is swept. ``on_room`` is
+        called when it is done. Cheap where the disk may write."""
         if disk.credit_bytes >= size:
             return False
-        quota = self.catalog.storages[disk.storage_id].policy.quota_bytes
-        if not quota or self._grant(disk, size) != SHORT_OF_QUOTA:
+        short = self._grant(disk, size)
+        if short is None or self.read_only:
             return False
-        waiting = [each for each in self._disks_of(disk.storage_id) if each.undrained_bytes]
-        self.ask_for_drain(waiting)
-        return bool(waiting)
+        disks = self._disks_of(disk.storage_id) if short == SHORT_OF_QUOTA else list(self.catalog.disks.values())
+        waiting = [each for each in disks if each.undrained_bytes]
+        if waiting:
+            return self.ask_for_drain(waiting)
+        return short == SHORT_OF_ROOM and self.ask_for_sweep()
 
     def _grant(self, disk: Disk, size: int) -> str | None:
         """Let the disk write ``size`` bytes and some more; else what it is short of, and nothing is granted."""

@@ -31,14 +31,15 @@ from innkeeper.fabric.rewrite import AS_THEY_ARE, NOTHING, write_generation
 from innkeeper.fabric.shelves import Draft
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.store import LIVE
-from innkeeper.fabric.upkeep import PoolUpkeep
+from innkeeper.fabric.upkeep import SHORT_BYTES, PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
 from innkeeper.system.clock import Activity
 from innkeeper.system.files import Io
 
 CLOSING = "closing"
 COMPACT_BELOW = 0.6
-"""Share of live bytes below which a group is written anew."""
+"""Share of live bytes below which a group is written anew; below, where somebody waits for room."""
+COMPACT_BELOW_IN_NEED = 0.9
 SWEEP_AT = 2.0
 """Stored bytes, as a multiple of those found live, from which a sweep is due."""
 SWEEP_FROM_BYTES = 1 << 30
@@ -70,6 +71,10 @@ class PoolSweep(PoolUpkeep):
     _live_bytes = 0
     _held_back = frozenset[str]()
     """The holds at the last sweep, where that left dead data for their sake."""
+    _in_vain_at: int | None = None
+    """``changes`` when a sweep in need found nothing to take back."""
+    _in_need = False
+    """Whether somebody waits for what a sweep finds."""
     _sweeper: Activity | None = None
     sweep_problem: Problem | None = None
     paused = False
@@ -100,33 +105,53 @@ class PoolSweep(PoolUpkeep):
         if self._sweeper is not None:
             self._sweeper.kick()
 
+    def ask_for_sweep(self) -> bool:
+        """Have a sweep for somebody who waits for room; cheap, for the event loop. False where it would find none, or
+        sweeps fail."""
+        if self._in_vain_at == self.changes or self.sweep_problem is not None:
+            return False
+        self._in_need = self.sweep_wanted = True
+        self.wake_sweeper()
+        return True
+
     def _sweep_step(self) -> float:
-        short = self._room_is_short()
-        if self.read_only or not self.sweep_is_due() or (self.paused and not short):
+        short, in_need = self._room_is_short(), self._in_need
+        if self.read_only or not self.sweep_is_due() or (self.paused and not short and not in_need):
             return LOOK_S
+        self._in_need = False
+        changes = self.changes
         try:
-            self.sweep(gentle=not short)
+            if in_need:
+                swept = self.sweep(COMPACT_BELOW_IN_NEED, enough_bytes=SHORT_BYTES)
+            else:
+                swept = self.sweep(gentle=not short)
+            self.sweep_problem = None
+            if in_need and not swept["freed_bytes"]:
+                self._in_vain_at = changes
         except Problem as problem:
             self.sweep_problem = problem
-            return LOOK_S
-        self.sweep_problem = None
+        if in_need:
+            self.on_room()  # or who waits is to be told that there is none
         return LOOK_S
 
     def rest_after(self, work_s: float) -> float:
         """How long background work rests for the foreground's sake; the curator knows."""
         return 0.0
 
-    def sweep(self, compact_below: float = COMPACT_BELOW, *, gentle: bool = False) -> dict[str, Any]:
+    def sweep(
+        self, compact_below: float = COMPACT_BELOW, *, gentle: bool = False, enough_bytes: int | None = None
+    ) -> dict[str, Any]:
         """Take back dead space; for worker threads. Returns groups removed and compacted and bytes freed.
 
-        ``gentle``: with rests for the foreground. Raises ``Corrupt`` (nothing is reclaimed while a map cannot be read),
-        ``NoSpace``, ``Failed``.
+        ``gentle``: with rests for the foreground. ``enough_bytes``: only until there is so much room.
+
+        Raises ``Corrupt`` (nothing is reclaimed while a map cannot be read), ``NoSpace``, ``Failed``.
         """
         self._check_writable()
         with self._one_sweep:  # what one has chosen must not be freed for another by the end of a third
-            return self._sweep(compact_below, gentle)
+            return self._sweep(compact_below, gentle, enough_bytes)
 
-    def _sweep(self, compact_below: float, gentle: bool) -> dict[str, Any]:
+    def _sweep(self, compact_below: float, gentle: bool, enough_bytes: int | None) -> dict[str, Any]:
         self.sweep_wanted = False
         with self.catalog.admin, self.lock:
             self.catalog.collect()
@@ -144,6 +169,10 @@ class PoolSweep(PoolUpkeep):
                         removed += not each.compacted
                         compacted += each.compacted
                         freed += each.freed_bytes
+                self.on_room()
+                if enough_bytes is not None and self.room_bytes() >= enough_bytes:
+                    self.sweep_wanted = bool(chosen)
+                    break
                 if gentle:
                     self._rest(self.io.clock.monotonic() - began)
         except OSError as refused:
@@ -158,8 +187,6 @@ class PoolSweep(PoolUpkeep):
         self.meters.groups_removed += removed
         self.meters.groups_compacted += compacted
         self.meters.swept_bytes += freed
-        if freed:
-            self.on_room()
         return {"groups_removed": removed, "groups_compacted": compacted, "freed_bytes": freed}
 
     def _settle(self) -> None:

@@ -72,11 +72,14 @@ class PoolUpkeep(PoolControl):
         if self._drainer_activity is not None and self._log_is_long():
             self._drainer_activity.kick()
 
-    def ask_for_drain(self, disks: Iterable[Disk]) -> None:
-        """Have the disks' writes drained soon; cheap, for the event loop."""
+    def ask_for_drain(self, disks: Iterable[Disk]) -> bool:
+        """Have the disks' writes drained soon; cheap, for the event loop. False where drains fail."""
+        if self.drain_problem is not None:
+            return False
         self._asked.update(disk.id for disk in disks)
         if self._drainer_activity is not None:
             self._drainer_activity.kick()
+        return True
 
     def _log_is_long(self) -> bool:
         """Whether the log, or what went past it and stands in layers, is to be drained now."""
@@ -150,6 +153,7 @@ class PoolUpkeep(PoolControl):
         except Problem as problem:
             self.drain_problem = problem
             self._asked |= asked
+            self.on_room()  # who waits is to be told that there is none
             return RETRY_S
         self.drain_problem = None
         self.on_room()
@@ -255,6 +259,7 @@ class PoolUpkeep(PoolControl):
                 catalog.unrebase(layer, layers, snapshots)
                 raise
             self.bypass.recorded(recorded)
+            self.changes += 1
             self._adopt(written)
             with self.lock:
                 layer.gone = True

@@ -197,9 +197,9 @@ class Volume:
         """Bytes that it may stage before the log pushes back; at most 0 when it does."""
         return self._pool.log_room() if self._disk is None else self._pool.log_room_of(self._disk)
 
-    def waits_for_drain(self, length: int) -> bool:
+    def waits_for_room(self, length: int) -> bool:
         """Whether a write of ``length`` bytes has to wait for a drain, which then tells whether there is room."""
-        return self._disk is not None and self._pool.waits_for_drain(self._disk, length + PAGE)
+        return self._disk is not None and self._pool.waits_for_room(self._disk, length + PAGE)
 
     def _merged(self, offset: int, data: Buffer) -> tuple[int, bytes]:
         """``data`` widened to whole pages with what the disk has there, staged writes included."""

@@ -166,6 +166,30 @@ def test_a_quota_holds_and_overwriting_within_it_goes_on_for_ever(small_lab: Nbd
         assert other.ask(WRITE, 30 * MIB, data=os.urandom(8 * MIB)).error == 0
 
 
+def test_a_pool_full_of_what_was_overwritten_takes_writes_until_it_is_full_of_what_is_live(tmp_path: Path) -> None:
+    limits = Limits(
+        log_bytes=16 * MIB, segment_bytes=2 * MIB, group_bytes=4 * MIB, headroom_bytes=8 * MIB, capacity_bytes=128 * MIB
+    )
+    lab = NbdLab(tmp_path, limits)
+    chance = random.Random(3)
+    try:
+        with lab.connect(lab.disk(256 * MIB)) as client:
+            for number in range(192):
+                where = number % 48 if number < 96 else chance.randrange(48)
+                assert client.ask(WRITE, where * MIB, data=os.urandom(MIB)).error == 0, f"write {number}"
+            for _ in range(2048):
+                where = chance.randrange(48 * 256) * 4096
+                assert client.ask(WRITE, where, data=os.urandom(4096)).error == 0, "a little of every group is dead"
+            errors = [client.ask(WRITE, number * MIB, data=os.urandom(MIB)).error for number in range(48, 192)]
+            assert set(errors) == {0, errno.ENOSPC}
+            assert errors.index(errno.ENOSPC) > 24
+            assert client.ask(TRIM, 0, 24 * MIB).error == 0
+            lab.pool.drain()
+            assert client.ask(WRITE, 0, data=os.urandom(4 * MIB)).error == 0
+    finally:
+        lab.close()
+
+
 def apart(number: int) -> int:
     """Offsets of blocks that follow each other so far apart that they are no stream."""
     return number * 129 % 1024 * 65536

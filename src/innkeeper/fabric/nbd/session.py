@@ -233,7 +233,7 @@ class Session:
                 return
             body = start + _HEADER
             if command == _WRITE:
-                if room <= 0 or volume.waits_for_drain(length):
+                if room <= 0 or volume.waits_for_room(length):
                     self._await_log()
                     break
                 if length > MAX_REQUEST_BYTES:
