@@ -7,8 +7,9 @@ import pytest
 from innkeeper.daemon import vlans
 from innkeeper.daemon.ports import vlan_policy
 from innkeeper.daemon.vlans import check_vlan
-from innkeeper.model.problems import Invalid, Unavailable
+from innkeeper.model.problems import Conflict, Invalid, Unavailable
 from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan, parse_vlan
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
 
@@ -30,14 +31,41 @@ def test_a_document_becomes_a_policy(text: str, policy: VlanPolicy) -> None:
     assert vlan_policy(parse_vlan(text)) == policy
 
 
-def test_cards_of_external_switches_have_no_vlan() -> None:
-    outside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL)
-    check_vlan(outside, NicVlan())
+def test_cards_of_virtual_switches_have_no_vlan() -> None:
+    beyond = Switch(name="beyond", switch_kind=SwitchKind.VIRTUAL)
+    check_vlan(beyond, NicVlan())
     check_vlan(Switch(name="inside", subnet="10.77.0.0/24"), parse_vlan("access:10"))
     with pytest.raises(Invalid) as refused:
-        check_vlan(outside, parse_vlan("access:10"))
+        check_vlan(beyond, parse_vlan("access:10"))
     assert refused.value.code == "nic.vlan"
     assert refused.value.remedy
+
+
+def test_a_vlan_that_leads_outside_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL)
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    for text in ("access:10", "isolated:100,101", "trunk:10"):
+        check_vlan(outside, parse_vlan(text))
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, False))
+    check_vlan(outside, parse_vlan("access:1"))
+    with pytest.raises(Unavailable) as refused:
+        check_vlan(outside, parse_vlan("access:10"))
+    assert refused.value.code == "network.kernel_lacks"
+    assert "VLAN device" in (refused.value.remedy or "")
+
+
+def test_a_vlan_that_the_host_has_a_device_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    uplink = Uplink(devices=["eth0"])
+    outside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL, uplink=uplink)
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    monkeypatch.setattr(vlans, "host_vlans", lambda: {("eth0", 7): "eth0.7", ("eth1", 8): "eth1.8"})
+    for text in ("access:8", "trunk:8-20,native=1", "untagged"):
+        check_vlan(outside, parse_vlan(text))
+    for text in ("access:7", "trunk:1-4094", "isolated:7,101"):
+        with pytest.raises(Conflict) as refused:
+            check_vlan(outside, parse_vlan(text))
+        assert refused.value.code == "nic.vlan_in_use"
+        assert "eth0.7" in str(refused.value)
 
 
 def test_a_trunk_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) -> None:

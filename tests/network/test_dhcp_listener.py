@@ -65,7 +65,11 @@ def test_servers_outside_and_clients_inside_are_heard(host: Host) -> None:
             broadcast(server, (67, 68), acknowledgement(guest, 5, "192.0.2.68")),
         )
         heard = host.do(until_heard(listener, 5))
-    assert [(message.kind, message.number) for message in heard if message.number < 10] == [("ask", 1), ("give", 5)]
+    assert [(message.kind, message.number, message.vlan_id) for message in heard if message.number < 10] == [
+        ("ask", 1, None),
+        ("give", 3, 5),
+        ("give", 5, None),
+    ]
     assert heard[-1].given == (("192.0.2.68", 3600),)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 
 from innkeeper.model.problems import Unavailable
 from innkeeper.network.links import Device
-from innkeeper.network.policy import PortPolicy
-from innkeeper.network.vlan_bridge import STRANGE, TAGGED, UNTAGGED, commands, ensure, listed, membership
+from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.uplink_policy import UplinkPolicy
+from innkeeper.network.vlan_bridge import STRANGE, TAGGED, UNTAGGED, commands, ensure, listed, membership, memberships
 from innkeeper.network.vlan_policy import VlanPolicy
 
 TAP = "intp-k3f91"
+INSIDE = SwitchPolicy("lan", "inbr-k3f91", kind="private")
+OUTSIDE = SwitchPolicy("out", "inbr-k3f91", kind="external", uplink=UplinkPolicy(("eth0",)))
 _ids = st.integers(1, 12)
 _carried = st.dictionaries(_ids, st.sampled_from([TAGGED, UNTAGGED, STRANGE]), max_size=8)
 _wanted = st.builds(
@@ -73,11 +77,29 @@ def test_what_the_bridge_prints_is_understood() -> None:
     assert listed(b"") == {}
 
 
-def test_a_bridge_that_cannot_filter_refuses_a_trunk_only() -> None:
+def test_a_bridge_that_cannot_filter_refuses_tags_only() -> None:
     bridge = Device("inbr-k3f91", 1, "bridge", "", 1500, True, 0, None, vlan_filtering=None)
-    access = PortPolicy(TAP, "52:54:00:00:00:01", vlan=VlanPolicy("access", 10))
-    assert ensure(bridge, [access]) == []
-    trunk = PortPolicy(TAP, "52:54:00:00:00:01", vlan=VlanPolicy("trunk", None, ((10, 10),)))
-    with pytest.raises(Unavailable) as refused:
-        ensure(bridge, [access, trunk])
-    assert refused.value.code == "network.kernel_lacks"
+    plain = PortPolicy(TAP, "52:54:00:00:00:01")
+    access = replace(plain, vlan=VlanPolicy("access", 10))
+    trunk = replace(plain, vlan=VlanPolicy("trunk", None, ((10, 10),)))
+    assert ensure(INSIDE, bridge, [access]) == []
+    assert ensure(OUTSIDE, bridge, [plain]) == []
+    for switch, ports in ((INSIDE, [access, trunk]), (OUTSIDE, [plain, access])):
+        with pytest.raises(Unavailable) as refused:
+            ensure(switch, bridge, ports)
+        assert refused.value.code == "network.kernel_lacks"
+
+
+def test_the_uplink_carries_what_the_cards_need() -> None:
+    policies = [
+        VlanPolicy(),
+        VlanPolicy("access", 10),
+        VlanPolicy("trunk", 5, ((20, 22),)),
+        VlanPolicy("trunk", None, ((1, 1), (21, 23))),
+        VlanPolicy("isolated", 100, ((101, 101),)),
+    ]
+    ports = [PortPolicy(f"intp-k3f9{number}", "52:54:00:00:00:01", vlan=one) for number, one in enumerate(policies)]
+    wanted = memberships(OUTSIDE, ports)
+    assert wanted["eth0"] == {1: UNTAGGED} | dict.fromkeys((5, 10, 20, 21, 22, 23, 100), TAGGED)
+    assert wanted["intp-k3f91"] == {10: UNTAGGED} and wanted["intp-k3f94"] == {100: UNTAGGED}
+    assert "eth0" not in memberships(INSIDE, ports)

@@ -14,8 +14,9 @@ from innkeeper.network import vlans
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.ruleset import Element
 from innkeeper.network.transaction import read_elements
+from innkeeper.network.uplink_policy import UplinkPolicy
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy, reaches, within, without
-from innkeeper.network.vlans import vlan_elements
+from innkeeper.network.vlans import outside_elements, vlan_elements
 
 PLAIN = SwitchPolicy("plain", "inbr-k3f91", kind="internal", subnet="10.77.0.0/24")
 SWITCH = SwitchPolicy("lan", "inbr-k3f91", kind="internal", subnet="10.77.0.0/24", vlans=True)
@@ -97,6 +98,19 @@ def test_two_ports_reach_each_other_exactly_when_they_share_a_vlan(one: VlanPoli
     assert any(rules.forwards(ONE, OTHER, tag) for tag in tags) == reaches(one, other)
     assert reaches(one, other) == reaches(other, one)
     assert rules.forwards(ONE, OTHER, None) == rules.forwards(OTHER, ONE, None)
+
+
+@given(_policies)
+def test_every_port_reaches_the_outside_of_its_vlan_and_is_reached(policy: VlanPolicy) -> None:
+    """Which VLAN a frame of the uplink is in is the bridge's part."""
+    switch = replace(SWITCH, kind="external", subnet=None, uplink=UplinkPolicy(("eth0",)))
+    rules = Rules(vlan_elements(switch, _port(ONE, policy)), outside_elements(switch))
+    for tag in (None, *(tag for first, last in policy.tagged() for tag in (first, last))):
+        if tag is not None or policy.vlan_id is not None:
+            assert rules.forwards(ONE, "eth0", tag) and rules.forwards("eth0", ONE, tag)
+    assert rules.admits("eth0", None) and rules.admits("eth0", 10) and not rules.admits("eth0", 0)
+    assert outside_elements(replace(switch, vlans=False)) == frozenset()
+    assert outside_elements(SWITCH) == frozenset()
 
 
 @given(_policies, st.none() | _ids)

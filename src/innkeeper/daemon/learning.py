@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 
-from innkeeper.daemon.ports import addresses6
+from innkeeper.daemon.ports import addresses6, vlan_policy
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.seeds import serves_dhcp
 from innkeeper.model.learning import LearnedAddress
@@ -27,6 +27,7 @@ from innkeeper.network.learned import JUST_BEGUN_S, Asked, Lease, Leases
 from innkeeper.network.passed_leases import KEPT_S
 from innkeeper.network.policy import link_local_of
 from innkeeper.network.switch import SwitchRunner
+from innkeeper.network.vlan_policy import OWN_VLAN, carries
 
 log = logging.getLogger(__name__)
 
@@ -235,11 +236,18 @@ class Learning:
                 asked.note(message.mac, message.version, message.number, message.client, now_s)
                 continue
             client = asked.client(message.mac, message.version, message.number, now_s)
+            if not self._is_in(switch_id, nic_id, message.vlan_id):
+                continue
             if client is not None or not strict:
                 found.append((nic_id, message, client or ""))
             else:
                 unasked.add(nic_id)
         return found, unasked
+
+    def _is_in(self, switch_id: str, nic_id: str, vlan_id: int | None) -> bool:
+        """Whether frames of that VLAN get to the card: what was said in another was not said to it."""
+        nic = self._card(switch_id, nic_id)
+        return nic is not None and carries(vlan_policy(nic.vlan), OWN_VLAN if vlan_id is None else vlan_id)
 
     def _card(self, switch_id: str, nic_id: str) -> Nic | None:
         try:

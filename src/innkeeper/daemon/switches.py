@@ -259,7 +259,7 @@ class Switches:
         The port moves before anything pauses: a refresh of the former switch would remove a tap that is not its own.
         """
         switch = self._rooms.store.get(Switch, nic.switch_id)
-        if nic.switch_id != before.switch_id:
+        if (nic.switch_id, nic.vlan) != (before.switch_id, before.vlan):  # it is in another network now
             self.learning.forget(nic)
         if nic.id in self._plugged:
             await self._runner.move_port(self._rooms.paths.bridge(switch.number), self._port(nic))

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from innkeeper.daemon.ports import vlan_policy
-from innkeeper.model.problems import Invalid
+from innkeeper.model.problems import Conflict, Invalid
 from innkeeper.model.resources import Switch, SwitchKind
 from innkeeper.model.vlan import NicVlan
 from innkeeper.network.features import VLAN_FILTERING, lacking, lacks
-from innkeeper.network.vlan_policy import UNTAGGED
+from innkeeper.network.host_vlans import host_vlans
+from innkeeper.network.vlan_policy import OWN_VLAN, UNTAGGED, VlanPolicy, carries
 from innkeeper.system.kernel_parts import kernel_parts
 
 
 def takes_vlans(switch: Switch) -> bool:
-    """Whether cards on that switch can have a VLAN: what leaves it for other hosts would carry no tag."""
-    return switch.switch_kind not in (SwitchKind.EXTERNAL, SwitchKind.VIRTUAL)
+    """Whether cards on that switch can have a VLAN: what a virtual one carries to other hosts has no tag."""
+    return switch.switch_kind is not SwitchKind.VIRTUAL
 
 
 def check_vlan(switch: Switch, vlan: NicVlan) -> None:
     """Raises ``Invalid`` (``nic.vlan``) for what a card on that switch cannot be, ``Unavailable``
-    (``network.kernel_lacks``) for what this kernel cannot do.
+    (``network.kernel_lacks``) for what this kernel cannot do, ``Conflict`` (``nic.vlan_in_use``) for what the host has.
     """
-    if not takes_vlans(switch) and vlan_policy(vlan) != UNTAGGED:
+    policy = vlan_policy(vlan)
+    if not takes_vlans(switch) and policy != UNTAGGED:
         raise Invalid(
             "nic.vlan",
-            f"cards on the {switch.switch_kind.value} switch {switch.name!r} cannot have a VLAN",
+            f"cards on the virtual switch {switch.name!r} cannot have a VLAN",
             cause="what leaves it for other hosts carries no tag",
-            remedy="make a switch for each: of an external one a VLAN device of the host can be the uplink",
+            remedy="make a virtual switch for each",
         )
-    if vlan.mode == "trunk":
+    outside = switch.switch_kind is SwitchKind.EXTERNAL and policy != UNTAGGED
+    if vlan.mode == "trunk" or outside:
         for part in lacking(VLAN_FILTERING, kernel_parts(VLAN_FILTERING.parts)):
-            raise lacks(part, "a trunk", VLAN_FILTERING.still)
+            what = "a VLAN that leads outside" if outside else "a trunk"
+            raise lacks(part, what, VLAN_FILTERING.still)
+    if outside and switch.uplink is not None:
+        _check_host_vlans(switch.uplink.devices, policy)
+
+
+def _check_host_vlans(cards: Iterable[str], policy: VlanPolicy) -> None:
+    for (card, vlan_id), device in host_vlans().items():
+        if card in cards and vlan_id != OWN_VLAN and carries(policy, vlan_id):
+            raise Conflict(
+                "nic.vlan_in_use",
+                f"VLAN {vlan_id} of the uplink {card} is the host's own device {device}",
+                cause="that gets its frames before the switch could",
+                remedy=f"choose another VLAN, remove {device}, or make it the uplink of a switch of its own",
+            )

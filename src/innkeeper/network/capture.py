@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from innkeeper.model.problems import Failed, Invalid, NotFound
@@ -182,6 +182,16 @@ class Capture:
         return b"".join(records)
 
 
+def tag_of(facts: Iterable[tuple[int, int, bytes]]) -> tuple[int, int] | None:
+    """(ethertype, tag) that the kernel keeps beside a frame, of what came with it; None where it had no tag."""
+    for level, kind, value in facts:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _, _, _, _, tag, protocol = struct.unpack_from("=IIIHHHH", value)
+            if status & _VLAN_VALID:
+                return (protocol if status & _VLAN_TPID_VALID else 0x8100), tag
+    return None
+
+
 def _record(frame: bytes, facts: list[tuple[int, int, bytes]]) -> bytes:
     seconds = nanoseconds = 0
     length = len(frame)
@@ -189,9 +199,7 @@ def _record(frame: bytes, facts: list[tuple[int, int, bytes]]) -> bytes:
         if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
             seconds, nanoseconds = struct.unpack_from("=qq", value)
         elif (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
-            status, length, _, _, _, tag, protocol = struct.unpack_from("=IIIHHHH", value)
-            if status & _VLAN_VALID:  # the kernel keeps a VLAN tag beside the frame
-                protocol = protocol if status & _VLAN_TPID_VALID else 0x8100
-                frame = frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
-                length += 4
+            (length,) = struct.unpack_from("=I", value, 4)
+    if (tag := tag_of(facts)) is not None:
+        frame, length = frame[:12] + struct.pack("!HH", *tag) + frame[12:], length + 4
     return pcap_record(seconds, nanoseconds, frame, max(length, len(frame)))

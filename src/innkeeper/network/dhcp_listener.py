@@ -9,23 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
-from innkeeper.network.capture import Instruction, open_socket
+from innkeeper.network.capture import Instruction, open_socket, tag_of
 from innkeeper.network.dhcp_messages import Message, read
 
 _FRAME_BYTES = 16_384
+_ANCILLARY_BYTES = 256
 _FRAMES_AT_ONCE = 256
 _OUTGOING = 4
+_VLAN = 0x8100
 
-_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
+_LOAD_HALF, _LOAD_BYTE = 0x28, 0x30
 _LOAD_HALF_BEHIND, _LOAD_HEADER_LENGTH = 0x48, 0xB1
 _EQUAL, _ANY_BIT, _RETURN = 0x15, 0x45, 0x06
-_VLAN_TAG_PRESENT = 0xFFFFF000 + 48
-"""Of linux/filter.h: the kernel keeps the tag beside the frame."""
 
 FILTER: tuple[Instruction, ...] = (
-    (_LOAD_WORD, 0, 0, _VLAN_TAG_PRESENT),
-    (_EQUAL, 0, 16, 0),
     (_LOAD_HALF, 0, 0, 12),
     (_EQUAL, 0, 8, 0x0800),
     (_LOAD_BYTE, 0, 0, 23),
@@ -45,7 +44,7 @@ FILTER: tuple[Instruction, ...] = (
     (_RETURN, 0, 0, 0),
     (_RETURN, 0, 0, _FRAME_BYTES),
 )
-"""Untagged UDP in one piece for ports 67 and 68 (IPv4), 546 and 547 (IPv6)."""
+"""UDP in one piece for ports 67 and 68 (IPv4), 546 and 547 (IPv6). The kernel keeps a frame's tag beside it."""
 
 
 def open_listener(device: str) -> socket.socket:
@@ -86,11 +85,13 @@ class Listener:
         messages: list[Message] = []
         for _ in range(_FRAMES_AT_ONCE):
             try:
-                frame, (_, _, way, *_) = self._source.recvfrom(_FRAME_BYTES)
+                frame, ancillary, _, (_, _, way, *_) = self._source.recvmsg(_FRAME_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return messages
             message = read(frame)
             if message is not None and (message.kind == "ask") == (way == _OUTGOING):
-                messages.append(message)
+                ethertype, tag = tag_of(ancillary) or (_VLAN, 0)
+                if ethertype == _VLAN:
+                    messages.append(replace(message, vlan_id=tag & 0xFFF or None))
         self._ready.set()  # there may be more; others have their turn
         return messages

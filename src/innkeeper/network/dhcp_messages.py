@@ -2,7 +2,8 @@
 
 Pure, and total: whatever the bytes are, there is a message or None.
 
-What came in fragments, behind a VLAN tag or through extension headers is no message: clients and servers send none so.
+What came in fragments, through extension headers or behind a VLAN tag that the kernel had not taken off is no message:
+clients and servers send none so.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Message:
     number: int
     client: str = ""
     given: tuple[tuple[str, int | None], ...] = ()
+    vlan_id: int | None = None
+    """The VLAN whose tag the frame carried."""
 
 
 def read(frame: bytes) -> Message | None:

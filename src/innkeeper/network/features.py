@@ -23,8 +23,8 @@ class Feature:
 VLAN_FILTERING = Feature(
     "VLAN filtering",
     ("bridge_vlan_filtering",),
-    "cards cannot be trunks (--vlan trunk:…)",
-    "access VLANs, private VLANs and all else work",
+    "cards cannot be trunks (--vlan trunk:…), nor have a VLAN on an external switch",
+    "access VLANs and private VLANs of other switches, and all else, work; a VLAN device of the host can be an uplink",
 )
 ACL_LOG = Feature(
     "log of ACLs",

@@ -36,6 +36,7 @@ from innkeeper.network.unforeseen import as_problem
 from innkeeper.network.uplink_record import records
 from innkeeper.network.uplink_shares import UplinkShares
 from innkeeper.network.uplinks import Uplinks, ignore
+from innkeeper.network.vlan_policy import UNTAGGED
 from innkeeper.system.kernel_parts import kernel_parts
 
 FORWARDING = "net/ipv4/ip_forward"
@@ -340,15 +341,15 @@ class Kernel:
             self._bridge_of.pop(tap, None)
             self.standing[switch.bridge] = changed
             self._shaper.ensure(switch.bridge, changed.ports.values())
-            if old is not None and old.vlan.mode == "trunk":
-                done += vlan_bridge.ensure(self._bridge(switch), changed.ports.values())
+            if old is not None and old.vlan != UNTAGGED:
+                done += self._ensure_vlans(changed)
             done += self._share(changed)
         else:
             lost = {tap} if old is not None and self._links.device(tap) is None else set[str]()
             try:
                 done += self._ensure_tap(switch, new)
                 self._remade |= lost
-                done += vlan_bridge.ensure(self._bridge(switch), changed.ports.values())
+                done += self._ensure_vlans(changed)
                 done += self._shaper.ensure(switch.bridge, changed.ports.values(), fresh={tap})
                 done += self._share(changed)
             except Problem:
@@ -380,8 +381,7 @@ class Kernel:
         self._bridge_of[port.tap] = joined.switch.bridge
         self._shaper.ensure(left.switch.bridge, left.ports.values())
         self._ensure_tap(joined.switch, port)
-        done += vlan_bridge.ensure(self._bridge(joined.switch), joined.ports.values())
-        done += vlan_bridge.ensure(self._bridge(left.switch), left.ports.values())
+        done += self._ensure_vlans(joined) + self._ensure_vlans(left)
         done.append(f"plug it into {joined.switch.bridge}")
         done += self._shaper.ensure(joined.switch.bridge, joined.ports.values(), fresh={port.tap})
         failed: Problem | None = None
@@ -394,6 +394,9 @@ class Kernel:
         if failed is not None:
             raise failed
         return done
+
+    def _ensure_vlans(self, standing: Standing) -> list[str]:
+        return vlan_bridge.ensure(standing.switch, self._bridge(standing.switch), standing.ports.values())
 
     def _bridge(self, switch: SwitchPolicy) -> Device:
         bridge = self._links.device(switch.bridge)
@@ -436,10 +439,11 @@ class Kernel:
             done += self._links.ensure_tap(port, bridge, port.mtu or switch.mtu, devices.get(tap))
         done += self._hold_mtu(switch, standing.ports.values())
         done += self._tenancy.ensure(switch) + self._overlays.ensure(switch)
-        done += vlan_bridge.ensure(bridge, standing.ports.values())
+        done += vlan_bridge.ensure(switch, bridge, standing.ports.values())  # before it leads outside
         done += self._shaper.ensure(switch.bridge, standing.ports.values(), verify=True)
         if switch.kind == "external":
             done += self.uplinks.ensure(switch)
+            done += self._ensure_vlans(standing) if switch.vlans else []
         done += self._share(standing, verify=True)
         if switch.serves_dhcp:
             done += self._serve(standing)

@@ -163,10 +163,11 @@ def _way(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Step
         meet = reaches(source.port.vlan, target.port.vlan)
         return Step(where, meet, "both cards are on it" if meet else "their VLANs keep the cards apart")
     outer, inner = (source, target) if source.port is None else (target, source)
-    if inner.port is not None and not inner.port.vlan.with_host:
-        return Step(where, False, f"the VLAN of {inner.name} is apart from the host and what is beyond")
+    apart = inner.port is not None and not inner.port.vlan.with_host
     if switch.kind == "external":
-        return Step(where, True, "leads to the networks of its uplink")
+        return Step(where, True, f"leads to {f'the VLAN of {inner.name}' if apart else 'the networks'} at its uplink")
+    if apart:
+        return Step(where, False, f"the VLAN of {inner.name} is apart from the host and what is beyond")
     if switch.kind == "private":
         return Step(where, False, "the host is no part of a private switch, and nothing is beyond it")
     network = switch.network

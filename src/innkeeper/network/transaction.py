@@ -77,6 +77,7 @@ def compile_elements(switches: Iterable[tuple[SwitchPolicy, Iterable[PortPolicy]
     elements: set[Element] = set()
     for switch, ports in switches:
         elements |= switch_elements(switch) | bridge_elements(switch)
+        elements |= vlans.outside_elements(switch)
         elements |= overlay_plan.overlay_elements(switch) | tenant.tenant_elements(switch)
         for port in ports:
             elements |= elements_of(switch, port)

@@ -1,7 +1,8 @@
-"""The VLANs that a bridge filters by itself, for switches with trunks: it adds and takes tags where ports need it.
+"""The VLANs that a bridge filters by itself, where a port has tags: it adds and takes them as its ports need it.
 
 Who may reach whom is in the rules (``vlans``) as everywhere; what rules cannot do is to give a frame of an access port
-the tag that a trunk expects. A switch without trunks has a bridge that knows nothing of VLANs.
+the tag that a trunk expects. The port that leads outside is a trunk of the VLANs that the switch's cards are in. A
+switch without trunks, and an external one without VLANs, has a bridge that knows nothing of them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,34 @@ from typing import Any
 
 from innkeeper.network.features import VLAN_FILTERING, lacks
 from innkeeper.network.links import Device
-from innkeeper.network.policy import PortPolicy
-from innkeeper.network.vlan_policy import VlanPolicy
+from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.vlan_policy import OWN_VLAN, UNTAGGED as NO_VLAN, VlanPolicy, carried_outside, ranges
 from innkeeper.system import process
 
 TAGGED, UNTAGGED, STRANGE = "", "pvid untagged", "?"
 """How a port carries a VLAN, in the words of ``bridge vlan add``; ``STRANGE`` is in no way of the inn's."""
 
 
-def has_trunk(ports: Iterable[PortPolicy]) -> bool:
-    return any(port.vlan.mode == "trunk" for port in ports)
+def has_tags(switch: SwitchPolicy, ports: Iterable[PortPolicy]) -> bool:
+    """Whether frames carry a tag at any port of the switch."""
+    policies = [port.vlan for port in ports]
+    trunk = any(policy.mode == "trunk" for policy in policies)
+    return trunk or (switch.outside is not None and any(policy != NO_VLAN for policy in policies))
 
 
 def membership(policy: VlanPolicy) -> dict[int, str]:
     """VLAN id -> how the port carries it."""
     carried = {one: TAGGED for first, last in policy.tagged() for one in range(first, last + 1)}
     return carried if policy.vlan_id is None else carried | {policy.vlan_id: UNTAGGED}
+
+
+def memberships(switch: SwitchPolicy, ports: Iterable[PortPolicy]) -> dict[str, dict[int, str]]:
+    """Device -> VLAN id -> how it carries the VLAN, of all ports of the bridge."""
+    found = {port.tap: membership(port.vlan) for port in ports}
+    if switch.outside is not None:
+        outside = VlanPolicy("trunk", OWN_VLAN, carried_outside([port.vlan for port in ports]))
+        found[switch.outside] = membership(outside)
+    return found
 
 
 def commands(tap: str, actual: Mapping[int, str], wanted: Mapping[int, str]) -> list[str]:
@@ -43,22 +56,26 @@ def commands(tap: str, actual: Mapping[int, str], wanted: Mapping[int, str]) -> 
     )
 
 
-def ensure(bridge: Device, ports: Iterable[PortPolicy]) -> list[str]:
-    """Make the bridge filter if it has a trunk, and its ports be in their VLANs; returns what was done.
+def ensure(switch: SwitchPolicy, bridge: Device, ports: Iterable[PortPolicy]) -> list[str]:
+    """Make the bridge filter if a port has tags, and its ports be in their VLANs; returns what was done.
 
-    Raises ``Unavailable`` (``network.kernel_lacks``) when there is a trunk and this kernel's bridges do not filter.
+    What is no port of the bridge yet, as an uplink may be, is left for the next time. Raises ``Unavailable``
+    (``network.kernel_lacks``) when there are tags and this kernel's bridges do not filter.
     """
     plugged = list(ports)
-    wanted = has_trunk(plugged)
+    wanted = has_tags(switch, plugged)
     if wanted and bridge.vlan_filtering is None:
-        raise lacks(VLAN_FILTERING.parts[0], "a trunk", VLAN_FILTERING.still)
+        raise lacks(VLAN_FILTERING.parts[0], "a trunk, or a VLAN that leads outside,", VLAN_FILTERING.still)
     done = []
     if wanted:
         present = listed(process.run(["bridge", "-j", "vlan", "show"]).stdout)
         lines: list[str] = []
-        for port in plugged:
-            if changes := commands(port.tap, present.get(port.tap, {}), membership(port.vlan)):
-                done.append(f"put {port.tap} into its VLANs")
+        taps = {port.tap for port in plugged}
+        for device, carried in memberships(switch, plugged).items():
+            if device not in present and device not in taps:
+                continue
+            if changes := commands(device, present.get(device, {}), carried):
+                done.append(f"put {device} into its VLANs")
                 lines += changes
         if lines:
             process.run(["bridge", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines).encode())
@@ -88,10 +105,4 @@ def _how(entry: Mapping[str, Any]) -> str:
 
 def _texts(ids: Iterable[int]) -> list[str]:
     """Ids as the fewest ranges."""
-    ranges: list[list[int]] = []
-    for one in sorted(ids):
-        if ranges and ranges[-1][1] + 1 == one:
-            ranges[-1][1] = one
-        else:
-            ranges.append([one, one])
-    return [f"{first}-{last}" if last > first else f"{first}" for first, last in ranges]
+    return [f"{first}-{last}" if last > first else f"{first}" for first, last in ranges(ids)]

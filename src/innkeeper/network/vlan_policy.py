@@ -5,6 +5,7 @@ The membership is this: ``reaches`` says who may speak to whom, and whatever is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +68,8 @@ class VlanPolicy:
 
 
 UNTAGGED = VlanPolicy()
+OUTSIDE = VlanPolicy("trunk", OWN_VLAN, ((2, 4094),))
+"""What the port that leads outside may carry; it does carry what the switch's cards need (``carried_outside``)."""
 
 
 def reaches(one: VlanPolicy, other: VlanPolicy) -> bool:
@@ -80,6 +83,34 @@ def reaches(one: VlanPolicy, other: VlanPolicy) -> bool:
         for first, last in _carried(one)
         for other_first, other_last in _carried(other)
     )
+
+
+def carries(policy: VlanPolicy, vlan_id: int) -> bool:
+    """Whether frames of that VLAN come to the port from the outside."""
+    return policy.vlan_id == vlan_id or (policy.mode == "trunk" and within(policy.others, vlan_id))
+
+
+def carried_outside(policies: Iterable[VlanPolicy]) -> Ranges:
+    """The VLANs whose frames carry a tag at the port that leads outside: all that a card is in, but the switch's own.
+
+    A private VLAN is its primary there, whose members outside are promiscuous ones.
+    """
+    ids: set[int] = set()
+    for policy in policies:
+        own = () if policy.vlan_id is None else (policy.vlan_id,)
+        ids.update(own, *(range(first, last + 1) for first, last in policy.tagged()))
+    return ranges(ids - {OWN_VLAN})
+
+
+def ranges(ids: Iterable[int]) -> Ranges:
+    """Ids as the fewest ranges."""
+    found: list[tuple[int, int]] = []
+    for one in sorted(ids):
+        if found and found[-1][1] + 1 == one:
+            found[-1] = found[-1][0], one
+        else:
+            found.append((one, one))
+    return tuple(found)
 
 
 def _within_primary(one: VlanPolicy, other: VlanPolicy) -> bool:

@@ -17,9 +17,10 @@ from typing import Any
 from innkeeper.network.meters import listed_range, range_text
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.ruleset import TAP_PREFIX, Element
-from innkeeper.network.vlan_policy import UNTAGGED, Ranges, VlanPolicy
+from innkeeper.network.vlan_policy import OUTSIDE, UNTAGGED, Ranges, VlanPolicy
 
 _COMMUNITY, _ISOLATED, _PROMISCUOUS = 1 << 24, 2 << 24, 3 << 24
+_PRIVATE_KEYS = f"{_COMMUNITY}-{_PROMISCUOUS + (1 << 24) - 1}"
 _PRIMARY_BITS = 12
 _MARKS, _IDS = ("vlan_takes_range",), ("vlan_tagged",)
 
@@ -98,6 +99,25 @@ def vlan_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
             sets += [("vlan_routed6", (tap, range_text(low, high, 6))) for low, high in parts if low <= high]
     elements = [Element("bridge", container, fields) for container, fields in sets]
     return frozenset([*elements, Element("bridge", "vlan_key", (tap,), (str(key_of(policy)),))])
+
+
+def outside_elements(switch: SwitchPolicy) -> frozenset[Element]:
+    """The elements of the port that leads outside, a trunk of all VLANs to the rules; none where no card has one.
+
+    The bridge, which sees all its ports, carries there only what they need, and keeps the private ones of one primary
+    from those of another.
+    """
+    port = switch.outside
+    if port is None or not switch.vlans:
+        return frozenset()
+    sets: list[tuple[str, tuple[str, ...]]] = [
+        (name, (port,)) for name in ("vlan_ports", "vlan_untagged", "vlan_hosts")
+    ]
+    sets += [("vlan_tagged", (port, ranges_text(first, last))) for first, last in OUTSIDE.tagged()]
+    sets += [("vlan_takes_range", (f"{first}-{last}", port)) for first, last in taken(OUTSIDE)[1]]
+    sets.append(("vlan_takes_range", (_PRIVATE_KEYS, port)))
+    elements = [Element("bridge", container, fields) for container, fields in sets]
+    return frozenset([*elements, Element("bridge", "vlan_key", (port,), (str(key_of(OUTSIDE)),))])
 
 
 def key_of(policy: VlanPolicy) -> int:

@@ -1,0 +1,213 @@
+"""VLANs on an external switch: what leaves by the uplink carries its card's tag, and comes in to that VLAN's cards."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import frames as f
+import pytest
+from host_lab import BRIDGE, HOST4, MAC, Host, new_host, plugged, until
+from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, run_in
+
+from innkeeper.network.capture import open_socket, tag_of
+from innkeeper.network.host_vlans import host_vlans
+from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
+
+POLICIES = {
+    1: UNTAGGED,
+    2: VlanPolicy("access", 10),
+    3: VlanPolicy("access", 20),
+    4: VlanPolicy("trunk", 1, ((10, 10), (30, 30))),
+    5: VlanPolicy("isolated", 10, ((101, 101),)),
+    6: VlanPolicy("isolated", 10, ((101, 101),)),
+    7: VlanPolicy("promiscuous", 10, ((101, 101),)),
+}
+ARRIVES: dict[int | None, dict[int, int | None]] = {
+    None: {1: None, 4: None},
+    10: {2: None, 4: 10, 5: None, 6: None, 7: None},
+    20: {3: None},
+    30: {4: 30},
+    40: {},
+}
+"""Tag outside -> guests that get such a broadcast, with the tag that it has there."""
+STRANGER = "02:00:00:00:00:77"
+
+
+class Outside:
+    """What passes the far end of the uplink's wire."""
+
+    def __init__(self, host: Host) -> None:
+        self._namespace = host.world
+        self._wire = in_namespace(host.world, lambda: open_socket("out", ()))
+        self._wire.setblocking(True)
+        self._wire.settimeout(PATIENCE_S)
+
+    def send(self, mark: bytes, tag: int | None, source: str = STRANGER) -> None:
+        self.send_frame(broadcast(source, mark, tag))
+
+    def send_frame(self, frame: bytes) -> None:
+        self._wire.send(frame)
+
+    def arrived(self, mark: bytes) -> list[tuple[int | None, bytes]]:
+        """(tag, frame) of what came in, up to and with the frame with that mark; waits for it."""
+        found: list[tuple[int | None, bytes]] = []
+        while not any(mark in frame for _, frame in found):
+            frame, facts, _, (_, _, way, *_) = self._wire.recvmsg(4096, 256)
+            if way != socket.PACKET_OUTGOING:
+                tag = tag_of(facts)
+                found.append((None if tag is None else tag[1] & 0xFFF, frame))
+        return found
+
+    def tag_of(self, mark: bytes) -> int | None:
+        return self.arrived(mark)[-1][0]
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+def broadcast(source: str, mark: bytes, tag: int | None = None) -> bytes:
+    packet = f.ipv4("192.0.2.77", "192.0.2.255", 17, f.udp("192.0.2.77", "192.0.2.255", 4000, 4000, mark))
+    return f.ethernet(f.BROADCAST, source, 0x0800, packet, () if tag is None else ((0x8100, tag),))
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    subprocess.run(["modprobe", "-a", "tun", "bridge", "veth"], check=True)
+    with new_host() as made:
+        made.do(made.runner.ensure(replace(made.policy(), vlans=True)))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def guests(host: Host) -> Iterator[dict[int, Guest]]:
+    with ExitStack() as stack:
+        yield {number: stack.enter_context(plugged(host, port(number))) for number in POLICIES}
+
+
+@pytest.fixture
+def outside(host: Host) -> Iterator[Outside]:
+    made = Outside(host)
+    yield made
+    made.close()
+
+
+def port(number: int) -> PortPolicy:
+    return PortPolicy(f"intp-{INN_ID}{number}", f"52:54:00:00:00:0{number}", vlan=POLICIES[number])
+
+
+def tag_at(frame: bytes) -> int | None:
+    return int.from_bytes(frame[14:16], "big") & 0xFFF if frame[12:14] == b"\x81\x00" else None
+
+
+def made_switch(host: Host) -> SwitchPolicy:
+    standing = host.runner.standing(BRIDGE)
+    assert standing is not None
+    return standing.switch
+
+
+def filters(host: Host) -> bool:
+    return "vlan_filtering 1" in run_in(host.namespace, "ip", "-d", "link", "show", "dev", BRIDGE)
+
+
+def test_what_leaves_carries_the_tag_of_its_card(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+    sent: list[tuple[int, int | None, int | None]] = [(1, None, None), (2, None, 10), (3, None, 20), (4, None, None)]
+    sent += [(4, 10, 10), (4, 30, 30), (5, None, 10), (7, None, 10)]
+    for number, tag, carried in sent:
+        mark = b"from %d with %d;" % (number, tag or 0)
+        guests[number].send(broadcast(guests[number].mac, mark, tag))
+        assert outside.tag_of(mark) == carried, mark
+    for number, tag in ((4, 20), (4, 1), (2, 10), (2, 20), (1, 10)):
+        guests[number].send(broadcast(guests[number].mac, b"does not belong there;", tag))
+    guests[1].send(broadcast(guests[1].mac, b"the end;"))
+    assert not any(b"does not belong there;" in frame for _, frame in outside.arrived(b"the end;"))
+
+
+@pytest.mark.parametrize("tag", list(ARRIVES))
+def test_what_comes_in_arrives_in_its_vlan_only(guests: dict[int, Guest], outside: Outside, tag: int | None) -> None:
+    for guest in guests.values():
+        guest.drain()
+    mark = b"to all of %d;" % (tag or 0)
+    outside.send(mark, tag)
+    for vlan in (None, 10, 20, 30):
+        outside.send(b"the end;", vlan)
+    for number, guest in guests.items():
+        frames: list[bytes] = []
+        while not any(b"the end;" in frame for frame in frames):
+            frame = guest.receive(PATIENCE_S)
+            assert frame is not None
+            frames.append(frame)
+        found = {tag_at(frame) for frame in frames if mark in frame}
+        assert found == ({ARRIVES[tag][number]} if number in ARRIVES[tag] else set()), number
+
+
+def test_members_of_a_private_vlan_stay_apart(guests: dict[int, Guest], outside: Outside) -> None:
+    for guest in guests.values():
+        guest.drain()
+    guests[5].send(broadcast(guests[5].mac, b"of an isolated one;"))
+    assert outside.tag_of(b"of an isolated one;") == 10
+    guests[7].send(broadcast(guests[7].mac, b"the end;"))
+    assert guests[6].wait_for(b"the end;") == []
+    for number, heard in ((7, True), (2, False), (4, False)):
+        assert any(b"of an isolated one;" in frame for frame in guests[number].drain()) == heard, number
+
+
+def test_the_host_is_in_the_untagged_network(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+    assert until(host.reaches)
+    for tags in (((0x8100, 10),), ((0x8100, 40),), ()):
+        outside.send_frame(f.arp(STRANGER, 1, STRANGER, "192.0.2.77", "00:00:00:00:00:00", HOST4, tags=tags))
+    answer = f.mac(STRANGER) + f.mac(MAC)
+    assert [tag for tag, frame in outside.arrived(answer) if frame.startswith(answer)] == [None]
+    guests[1].send(broadcast(guests[1].mac, b"the end;"))
+    assert not any(frame.startswith(answer) for _, frame in outside.arrived(b"the end;"))
+
+
+def test_a_mac_of_a_guest_is_cloned_from_no_vlan(guests: dict[int, Guest], outside: Outside) -> None:
+    for guest in guests.values():
+        guest.drain()
+    for tag in (None, 10, 20):
+        outside.send(b"cloned;", tag, guests[2].mac)
+        outside.send(b"the end;", tag)
+    for number in (1, 2, 3):
+        assert not any(b"cloned;" in frame for frame in guests[number].wait_for(b"the end;"))
+
+
+def test_a_vlan_device_of_the_host_is_found(host: Host) -> None:
+    assert in_namespace(host.namespace, host_vlans) == {}
+    host.ip("link add link eth0 name eth0.7 type vlan id 7")
+    assert in_namespace(host.namespace, host_vlans) == {("eth0", 7): "eth0.7"}
+    host.ip("link del eth0.7")
+
+
+def test_what_was_changed_behind_the_inns_back_is_put_right(host: Host, guests: dict[int, Guest]) -> None:
+    assert host.do(host.runner.repair()).done == []
+    run_in(host.namespace, "bridge", "vlan", "del", "dev", "eth0", "vid", "20")
+    run_in(host.namespace, "bridge", "vlan", "add", "dev", "eth0", "vid", "40")
+    assert host.do(host.runner.repair()).done == ["put eth0 into its VLANs"]
+    host.ip("link set eth0 nomaster")
+    assert "put eth0 into its VLANs" in host.do(host.runner.repair()).done
+    assert host.do(host.runner.repair()).done == []
+
+
+def test_a_change_of_vlan_leads_elsewhere_at_once(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+    for vlan, carried in ((VlanPolicy("access", 50), 50), (UNTAGGED, None), (POLICIES[3], 20)):
+        host.do(host.runner.update_port(replace(guests[3].port, vlan=vlan)))
+        guests[3].send(broadcast(guests[3].mac, b"now in %d;" % (carried or 1)))
+        assert outside.tag_of(b"now in %d;" % (carried or 1)) == carried
+    assert '"vlan":50' not in run_in(host.namespace, "bridge", "-j", "vlan", "show", "dev", "eth0")
+
+
+def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+    assert filters(host)
+    for number in POLICIES:
+        host.do(host.runner.update_port(replace(guests[number].port, vlan=UNTAGGED)))
+    ports = [replace(port(number), vlan=UNTAGGED) for number in POLICIES]
+    host.do(host.runner.ensure(replace(made_switch(host), vlans=False), ports))
+    assert not filters(host)
+    guests[3].send(broadcast(guests[3].mac, b"plain;"))
+    assert outside.tag_of(b"plain;") is None
+    assert until(host.reaches)
