@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,7 @@ from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, run_in
 from innkeeper.network.capture import open_socket, tag_of
 from innkeeper.network.host_vlans import host_vlans
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.traffic import TrafficPolicy
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
 
 POLICIES = {
@@ -55,16 +57,23 @@ class Outside:
 
     def arrived(self, mark: bytes) -> list[tuple[int | None, bytes]]:
         """(tag, frame) of what came in, up to and with the frame with that mark; waits for it."""
-        found: list[tuple[int | None, bytes]] = []
+        return [(tci & 0xFFF or None, frame) for tci, frame in self._received(mark)]
+
+    def _received(self, mark: bytes) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
         while not any(mark in frame for _, frame in found):
             frame, facts, _, (_, _, way, *_) = self._wire.recvmsg(4096, 256)
             if way != socket.PACKET_OUTGOING:
                 tag = tag_of(facts)
-                found.append((None if tag is None else tag[1] & 0xFFF, frame))
+                found.append((0 if tag is None else tag[1], frame))
         return found
 
     def tag_of(self, mark: bytes) -> int | None:
         return self.arrived(mark)[-1][0]
+
+    def tci_of(self, mark: bytes) -> int:
+        """Priority and VLAN of the frame with that mark; 0 where it has no tag."""
+        return self._received(mark)[-1][0]
 
     def close(self) -> None:
         self._wire.close()
@@ -199,6 +208,45 @@ def test_a_change_of_vlan_leads_elsewhere_at_once(host: Host, guests: dict[int, 
         guests[3].send(broadcast(guests[3].mac, b"now in %d;" % (carried or 1)))
         assert outside.tag_of(b"now in %d;" % (carried or 1)) == carried
     assert '"vlan":50' not in run_in(host.namespace, "bridge", "-j", "vlan", "show", "dev", "eth0")
+
+
+def test_what_leaves_has_the_priority_that_its_card_is_given(
+    host: Host, guests: dict[int, Guest], outside: Outside
+) -> None:
+    def leaves_with(number: int, tag: int | None) -> int:
+        mark = b"%d at %f;" % (number, time.monotonic())
+        guests[number].send(broadcast(guests[number].mac, mark, tag))
+        return outside.tci_of(mark)
+
+    def give(number: int, pcp: int | None) -> None:
+        host.do(host.runner.update_port(replace(guests[number].port, traffic=TrafficPolicy(pcp=pcp))))
+
+    others = ("dev", "eth0", "egress")
+    subprocess.run(["modprobe", "-a", "cls_flower", "act_vlan", "sch_ingress"], check=True)
+    assert (leaves_with(2, None), leaves_with(4, 7 << 13 | 10)) == (10, 7 << 13 | 10), "as at first, trunks are trusted"
+    give(2, 5)
+    give(4, 1)
+    for _ in range(2):
+        assert (leaves_with(2, None), leaves_with(3, None)) == (5 << 13 | 10, 20)
+        assert (leaves_with(4, 7 << 13 | 10), leaves_with(4, 7 << 13 | 30)) == (1 << 13 | 10, 1 << 13 | 30)
+        assert leaves_with(4, None) == 0
+        assert host.do(host.runner.repair()).done == []
+        run_in(host.namespace, "tc", "filter", "del", *others)
+        assert host.do(host.runner.repair()).done == ["set priorities at eth0"]
+    run_in(
+        host.namespace,
+        *["tc", "filter", "add", "dev", "eth0", "egress", "pref", "20", "matchall", "action", "continue"],
+    )
+    give(2, None)
+    give(4, None)
+    assert (leaves_with(2, None), leaves_with(4, 7 << 13 | 10)) == (10, 7 << 13 | 10)
+    assert "matchall" in run_in(host.namespace, *["tc", "filter", "show", "dev", "eth0", "egress"]), (
+        "others' filters stay"
+    )
+    run_in(host.namespace, *["tc", "filter", "del", "dev", "eth0", "egress"])
+    give(2, 3)
+    give(2, None)
+    assert "clsact" not in run_in(host.namespace, "tc", "qdisc", "show", "dev", "eth0")
 
 
 def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, Guest], outside: Outside) -> None:

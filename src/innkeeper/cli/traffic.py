@@ -73,6 +73,9 @@ def traffic_options(function: F) -> F:
         ),
         click.option("--dscp", help="Set on what it sends: 0 to 63; trust: keep the vm's own."),
         click.option(
+            "--pcp", help="802.1p priority of what leaves by an uplink with a tag: 0 to 7; trust: keep the vm's own."
+        ),
+        click.option(
             "--meter", "meters", multiple=True, metavar="PREFIX", help="Remote prefixes that are counted; all, anew."
         ),
         click.option("--no-meters", is_flag=True, help="Count no prefix any more."),
@@ -82,11 +85,11 @@ def traffic_options(function: F) -> F:
     return function
 
 
-def _dscp(text: str) -> int | None:
+def _mark(text: str, most: int, option: str) -> int | None:
     if text == "trust":
         return None
-    if not text.isdigit() or int(text) > 63:
-        raise click.BadParameter(f"{text!r} is none of 0 to 63 or trust", param_hint="--dscp")
+    if not text.isdecimal() or int(text) > most:
+        raise click.BadParameter(f"{text!r} is none of 0 to {most} or trust", param_hint=option)
     return int(text)
 
 
@@ -97,11 +100,13 @@ def take_traffic(options: dict[str, Any]) -> dict[str, Any] | None:
         value = options.pop(option)
         if value is not None:
             members[name] = value or None
-    mirror, dscp = options.pop("mirror"), options.pop("dscp")
+    mirror = options.pop("mirror")
     if mirror is not None:
         members["mirror"] = mirror
-    if dscp is not None:
-        members["dscp"] = _dscp(dscp)
+    for name, most in (("dscp", 63), ("pcp", 7)):
+        mark = options.pop(name)
+        if mark is not None:
+            members[name] = _mark(mark, most, f"--{name}")
     meters, no_meters = options.pop("meters"), options.pop("no_meters")
     if meters or no_meters:
         members["meters"] = list(meters)

@@ -14,6 +14,7 @@ Burst = Annotated[int, Field(ge=2048, le=256 * 1024 * 1024)]
 
 Weight = Annotated[int, Field(ge=1, le=100)]
 Dscp = Annotated[int, Field(ge=0, le=63)]
+Pcp = Annotated[int, Field(ge=0, le=7)]
 
 
 def _prefix(value: str) -> str:
@@ -30,7 +31,8 @@ class NicTraffic(BaseModel):
 
     ``max_in`` is towards the vm, ``max_out`` from it; ``burst_bytes`` may pass at once before they hold (10 ms of them
     when absent). A switch's mirror destinations get copies of all frames of its sources. ``dscp`` is
-    set on what the vm sends, None trusts its own. ``meters`` are the remote prefixes that are counted, in both
+    set on what the vm sends, ``pcp`` (802.1p) on what of that leaves by an external switch's uplink with a tag; None
+    trusts its own. ``meters`` are the remote prefixes that are counted, in both
     directions: of several that hold an address, the longest. On the uplink of an external switch the card is sure of
     ``min_out`` bits a second, or of its ``min_weight`` in a hundred; what others leave it may use besides.
     """
@@ -42,6 +44,7 @@ class NicTraffic(BaseModel):
     burst_bytes: Burst | None = None
     mirror: Literal["none", "source", "destination"] = "none"
     dscp: Dscp | None = None
+    pcp: Pcp | None = None
     meters: Meters = Field(default_factory=list)
     min_weight: Weight | None = None
     min_out_bits_per_s: BitRate | None = None
@@ -63,6 +66,7 @@ class NicTrafficSet(BaseModel):
     burst_bytes: Burst | None = None
     mirror: Literal["none", "source", "destination"] | None = None
     dscp: Dscp | None = None
+    pcp: Pcp | None = None
     meters: Meters | None = None
     min_weight: Weight | None = None
     min_out_bits_per_s: BitRate | None = None

@@ -32,9 +32,16 @@ ACL_LOG = Feature(
     "rules of access control lists cannot log (--log)",
     "they allow and deny all the same, and all else works",
 )
+PRIORITIES = Feature(
+    "802.1p priorities",
+    ("cls_flower", "act_vlan", "sch_ingress"),
+    "cards cannot be given a priority (--pcp)",
+    "their own are trusted, and all else works",
+)
 FEATURES = (
     VLAN_FILTERING,
     ACL_LOG,
+    PRIORITIES,
     Feature(
         "traffic control",
         ("sch_tbf", "ifb", "cls_u32", "act_mirred"),

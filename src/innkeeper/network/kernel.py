@@ -25,6 +25,7 @@ from innkeeper.network.overlay_links import Overlays
 from innkeeper.network.overlay_plan import tunnels_of
 from innkeeper.network.plan import Standing, connection, dhcp_facts
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.priorities import priorities
 from innkeeper.network.rules import Rules
 from innkeeper.network.ruleset import BRIDGE_PREFIX, TAP_PREFIX, Element
 from innkeeper.network.shaping import LIMITER_PREFIX
@@ -33,6 +34,7 @@ from innkeeper.network.traffic import Direction, Meter
 from innkeeper.network.traffic_control import Shaper
 from innkeeper.network.transaction import Schema, compile_elements, elements_of
 from innkeeper.network.unforeseen import as_problem
+from innkeeper.network.uplink_priorities import UplinkPriorities
 from innkeeper.network.uplink_record import records
 from innkeeper.network.uplink_shares import UplinkShares
 from innkeeper.network.uplinks import Uplinks, ignore
@@ -71,7 +73,7 @@ class Kernel:
         self._rules = Rules(self.schema, self._nft)
         self._links = Links()
         self._shaper = Shaper()
-        self._shares = UplinkShares()
+        self._shares, self._priorities = UplinkShares(), UplinkPriorities()
         self.uplinks = Uplinks(records(directory), passed)
         self._overlays = Overlays(inn_id)
         self._tenancy = Tenancy(inn_id, self.standing)
@@ -139,8 +141,8 @@ class Kernel:
         devices = self._devices()
         for name in devices:
             if name.startswith(BRIDGE_PREFIX):
-                standing = self.standing.get(name)
-                self._shares.ensure(standing.switch.outside if standing else None, None, verify=True)
+                if (standing := self.standing.get(name)) is not None:
+                    self._unshare(standing.switch)
                 self.uplinks.release(name, standing.switch.uplink if standing else None)
         self.uplinks.forget()
         for prefix, kind in reversed(_KINDS.items()):
@@ -307,12 +309,12 @@ class Kernel:
             self._servers.pop(bridge, None)
             self._shaper.remove(bridge)
             done += self._overlays.remove(bridge) + self._tenancy.remove(old.switch)
-            self._shares.ensure(old.switch.outside, None)
+            self._unshare(old.switch)
             done += self.uplinks.release(bridge, old.switch.uplink)
             if self._links.remove(bridge, "bridge"):
                 done.append(f"remove bridge {bridge}")
         elif old is not None and new is not None and connection(old) != connection(new):
-            self._shares.ensure(old.switch.outside, None)
+            self._unshare(old.switch)
             done += self.uplinks.release(old.switch.bridge, old.switch.uplink)
         shared = self._tenancy.shared_elements(old, new)
         self._rules.change(_compiled(old) - shared, _compiled(new) - shared)
@@ -399,8 +401,7 @@ class Kernel:
         return vlan_bridge.ensure(standing.switch, self._bridge(standing.switch), standing.ports.values())
 
     def _bridge(self, switch: SwitchPolicy) -> Device:
-        bridge = self._links.device(switch.bridge)
-        if bridge is None:
+        if (bridge := self._links.device(switch.bridge)) is None:
             raise Failed(
                 "switch.broken",
                 f"bridge {switch.bridge} of switch {switch.name} is gone",
@@ -456,9 +457,14 @@ class Kernel:
         return done
 
     def _share(self, standing: Standing, *, verify: bool = False) -> list[str]:
-        """The minimums of a switch's ports at its uplink."""
-        switch = standing.switch
-        return self._shares.ensure(switch.outside, shares(switch, standing.ports.values()), verify=verify)
+        """The minimums and priorities of a switch's ports at its uplink."""
+        switch, ports = standing.switch, list(standing.ports.values())
+        done = self._shares.ensure(switch.outside, shares(switch, ports), verify=verify)
+        return done + self._priorities.ensure(switch.outside, priorities(switch, ports), verify=verify)
+
+    def _unshare(self, switch: SwitchPolicy) -> None:
+        self._shares.ensure(switch.outside, None, verify=True)
+        self._priorities.ensure(switch.outside, frozenset(), verify=True)
 
     def _serve(self, standing: Standing) -> list[str]:
         """DHCP and DNS of a switch, where its tenant is."""

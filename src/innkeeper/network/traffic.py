@@ -48,7 +48,8 @@ class TrafficPolicy:
 
     On its switch's uplink a port is sure of ``min_out_bits_per_s``, or of a part by ``min_weight`` (1 to 100).
     A switch's ``destination`` ports get copies of all frames of its ``source`` ports. ``dscp`` is set on what the vm
-    sends; None keeps its own. Raises ``Invalid`` (``nic.bandwidth``, ``nic.dscp``).
+    sends, ``pcp`` (802.1p) on what leaves by the uplink with a tag; None keeps its own. Raises ``Invalid``
+    (``nic.bandwidth``, ``nic.dscp``, ``nic.pcp``).
     """
 
     max_in_bits_per_s: int | None = None
@@ -56,6 +57,7 @@ class TrafficPolicy:
     burst_bytes: int | None = None
     mirror: MirrorRole = "none"
     dscp: int | None = None
+    pcp: int | None = None
     meters: tuple[Meter, ...] = ()
     min_weight: int | None = None
     min_out_bits_per_s: int | None = None
@@ -71,6 +73,7 @@ class TrafficPolicy:
             _check("nic.bandwidth", "a rate", rate, LEAST_BITS_PER_S, MOST_BITS_PER_S, "bit/s")
         _check("nic.bandwidth", "a burst", self.burst_bytes, LEAST_BURST_BYTES, MOST_BURST_BYTES, "bytes")
         _check("nic.dscp", "a DSCP", self.dscp, 0, 63, "")
+        _check("nic.pcp", "a priority", self.pcp, 0, 7, "")
 
 
 def _check(code: str, what: str, value: int | None, least: int, most: int, unit: str) -> None:
