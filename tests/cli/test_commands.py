@@ -168,13 +168,12 @@ def test_guards_are_switched_one_by_one(web: Shell) -> None:
     assert "-/1.5 Gbit/s" in web("nic ls")
     web("nic set web-0 --meter 192.0.2.7/24 --meter 2001:db8::/32 --dscp 46 --pcp 5 --min-weight 50")
     traffic = web.json("nic show web-0")["traffic"]
-    assert traffic["meters"] == ["192.0.2.0/24", "2001:db8::/32"]
-    assert [traffic["dscp"], traffic["pcp"], traffic["min_weight"]] == [46, 5, 50]
+    marks = [traffic[each] for each in ("meters", "dscp", "pcp", "min_weight")]
+    assert marks == [["192.0.2.0/24", "2001:db8::/32"], 46, 5, 50]
     assert "192.0.2.0/24" in web("nic meter web-0") and "1500" in web("nic meter web-0")
     assert {one["bytes"] for one in web.json("nic meter web-0 --reset")["counts"]} == {0}
     web("nic set web-0 --no-meters --dscp trust --pcp trust")
-    traffic = web.json("nic show web-0")["traffic"]
-    assert (traffic["meters"], traffic["dscp"], traffic["pcp"]) == ([], None, None)
+    assert {"meters": [], "dscp": None, "pcp": None}.items() <= web.json("nic show web-0")["traffic"].items()
     for wrong in ("--max-in 1k", "--max-out fast", "--burst 1", "--mirror both", "--dscp 64", "--pcp 8", "--meter web"):
         web(f"nic set web-0 {wrong}", code=2)
 
