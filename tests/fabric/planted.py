@@ -186,6 +186,18 @@ def _skip_kind(kind: int, *, only_in_replay: bool) -> Callable[[Patch], None]:
     return plant
 
 
+def _reuse_a_generation(patch: Patch) -> None:
+    """A segment that is taken from those that are free keeps the generation of its earlier life."""
+    roll = OpLog._roll
+
+    def roll_again(log: OpLog, previous: int | None = None) -> Any:
+        if log._free:
+            log.generation = min(segment.generation for segment in log._free) - 1
+        return roll(log, previous)
+
+    patch.setattr(OpLog, "_roll", roll_again)
+
+
 def _attribute(owner: Any, name: str, value: Any) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(owner, name, value)
 
@@ -218,5 +230,6 @@ PLANTED = (
     Planted("replay ignores zeroed ranges", _skip_kind(ZERO, only_in_replay=True), "recorded: trim"),
     Planted("what was cut off comes back", _skip_kind(RESIZE, only_in_replay=False), "recorded: regrow + regrow"),
     Planted("sync the log before its extents", _attribute(Bypass, "sync", _nothing), "recorded: stream + flush"),
+    Planted("reuse a generation of the log", _reuse_a_generation, "world"),
     Planted("a refused append comes back", _attribute(OpLog, "_void", _nothing), "failing: write_long + flush"),
 )

@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 from typing import Any
 
+import flows
 import frames as f
 import pytest
 from switch_lab import Guest, Lab, run_in
@@ -286,6 +287,13 @@ def test_flows_and_denials_of_a_port(lab: Lab) -> None:
     lab.set_port(one, replace(one.port, acl=AclPolicy()))
     assert passes(lab, two, one, (6000, 5001))
     assert STATEFUL.digest not in run_in(lab.namespace, "nft", "list", "table", "bridge", "inn_t3st")
+
+
+@pytest.mark.root
+def test_flows_last_while_they_are_used_and_end_with_a_reset(lab: Lab) -> None:
+    one, two = lab.plug(replace(port_of(1), acl=flows.POLICY)), lab.plug(port_of(2))
+    flows.check_that_flows_last_while_they_are_used(lab, one, two)
+    flows.check_that_a_reset_ends_its_flow(lab, one, two)
 
 
 @pytest.mark.root

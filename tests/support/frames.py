@@ -64,6 +64,13 @@ def udp(source: str, target: str, source_port: int, target_port: int, payload: b
     return head[:6] + struct.pack("!H", _transport_sum(source, target, 17, head + payload) or 0xFFFF) + payload
 
 
+def tcp(source: str, target: str, source_port: int, target_port: int, flags: int, payload: bytes = b"") -> bytes:
+    """A segment without options."""
+    header = struct.pack("!HHIIBBHHH", source_port, target_port, 1, 1, 5 << 4, flags, 65535, 0, 0)
+    total = _transport_sum(source, target, 6, header + payload)
+    return header[:16] + struct.pack("!H", total) + header[18:] + payload
+
+
 def icmp(kind: int, code: int, rest: bytes) -> bytes:
     body = struct.pack("!BBH", kind, code, 0) + rest
     return body[:2] + struct.pack("!H", checksum(body)) + body[4:]
