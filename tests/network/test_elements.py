@@ -9,11 +9,11 @@ from hypothesis import given, strategies as st
 from switch_lab import Lab, run_in
 from switch_world import SWITCH, port_of
 
-from innkeeper.network.elements import HOOK, NEEDED_BY, Elements, hooks, split
+from innkeeper.network.elements import HOOK, NEEDED_BY, Elements, chains_of, hooks, split
 from innkeeper.network.policy import PortPolicy
 from innkeeper.network.ruleset import Element
 from innkeeper.network.traffic import Meter, TrafficPolicy
-from innkeeper.network.transaction import Schema, compile_elements, elements_of
+from innkeeper.network.transaction import FAMILIES, Schema, compile_elements, elements_of
 
 PLAIN, METERED, MARKED, BOTH = (
     TrafficPolicy(),
@@ -46,12 +46,15 @@ def test_any_way_of_changes_leads_to_what_is_compiled_at_once(changes: list[tupl
 
 
 def test_every_chain_that_may_be_absent_is_a_base_chain_of_the_schema_with_sets_that_stand() -> None:
-    text = Schema("t3st").text("bridge")
-    body, chains = split(text)
-    assert chains.keys() == NEEDED_BY.keys()
-    assert all(" hook " in chain and chain not in body for chain in chains.values())
-    for chain, needs in NEEDED_BY.items():
-        assert all(f"  set {name} " in body or f"  map {name} " in body for name in needs), chain
+    found = set()
+    for family in FAMILIES:
+        body, chains = split(Schema("t3st").text(family))
+        assert chains.keys() == chains_of(family)
+        assert all(" hook " in chain and chain not in body for chain in chains.values())
+        for chain in chains:
+            assert all(f"  set {name} " in body or f"  map {name} " in body for name in NEEDED_BY[chain]), chain
+        found |= chains.keys()
+    assert found == NEEDED_BY.keys()
 
 
 def test_a_chain_is_needed_while_one_of_its_sets_has_an_element() -> None:

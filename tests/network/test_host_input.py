@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from knocking import listening, reaches
 from switch_lab import Lab, Machine, in_namespace, new_machine, new_namespace, run_in
 from switch_world import GATEWAY, SWITCH, port_of, until
 
@@ -18,7 +18,6 @@ from innkeeper.network.host_input import host_elements
 from innkeeper.network.policy import SwitchPolicy
 
 ELSEWHERE = "198.51.100.1"
-PATIENCE_S = 0.4
 
 
 def test_what_stands_for_a_switch() -> None:
@@ -31,44 +30,13 @@ def test_what_stands_for_a_switch() -> None:
     assert host_elements(SwitchPolicy("p", "inbr-t3st2", kind="private")) == frozenset()
 
 
-@contextmanager
-def listening(namespace: str, kind: int, port: int) -> Iterator[socket.socket]:
-    """A service of the host on every address."""
-
-    def make() -> socket.socket:
-        service = socket.socket(socket.AF_INET6, kind)
-        service.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        service.bind(("::", port))
-        if kind == socket.SOCK_STREAM:
-            service.listen()
-        service.settimeout(PATIENCE_S)
-        return service
-
-    with in_namespace(namespace, make) as service:
-        yield service
-
-
-def reaches(machine: str, address: str, kind: int, port: int, service: socket.socket) -> bool:
-    """Whether a packet from ``machine`` comes to the service."""
-
-    def knock() -> bool:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        place = socket.getaddrinfo(address, port, family, kind)[0][4]
-        with socket.socket(family, kind) as client:
-            client.settimeout(PATIENCE_S)
-            try:
-                client.connect(place)
-                client.send(b"knock")
-            except OSError:
-                return False
-            if kind == socket.SOCK_STREAM:
-                return True
-            try:
-                return service.recv(100) == b"knock"
-            except TimeoutError:
-                return False
-
-    return in_namespace(machine, knock)
+def test_what_stands_for_services_of_some_guests() -> None:
+    some = ("tcp/22@10.66.0.0/28", "tcp/22@10.66.0.16/28", "tcp/22@10.66.0.3", "udp/123@fe80::/10")
+    elements = {(each.container, each.key) for each in host_elements(replace(SWITCH, host_services=some))}
+    assert {(name, key) for name, key in elements if name.startswith("host_services")} == {
+        ("host_services4", (SWITCH.bridge, "6", "22", "10.66.0.0/27")),
+        ("host_services6", (SWITCH.bridge, "17", "123", "fe80::/10")),
+    }
 
 
 @pytest.fixture
@@ -97,6 +65,22 @@ def test_services_of_the_host_are_closed_until_the_switch_names_them(lab: Lab, m
             assert reaches(machine.namespace, address, kind, 3142, service), address
         lab.do(lab.runner.ensure(SWITCH, [machine.guest.port]))
         assert not reaches(machine.namespace, GATEWAY, kind, 3142, service)
+
+
+@pytest.mark.root
+def test_a_service_for_some_guests_is_closed_to_the_others(lab: Lab, machine: Machine) -> None:
+    def serve(*services: str) -> None:
+        lab.do(lab.runner.ensure(replace(SWITCH, host_services=services), [machine.guest.port]))
+
+    own = machine.guest.ip
+    with listening(lab.namespace, socket.SOCK_STREAM, 3142) as service:
+        for source, allowed in ((own, True), ("10.66.0.128/25", False), ("10.66.0.0/25", True), ("fe80::/10", False)):
+            serve(f"tcp/3142@{source}", "tcp/22@10.66.0.0/24")
+            assert reaches(machine.namespace, GATEWAY, socket.SOCK_STREAM, 3142, service) == allowed, source
+            assert lab.do(lab.runner.repair()).done == [], "what nft lists is what was written"
+        bridge = run_in(lab.namespace, "ip", "-6", "-o", "addr", "show", "dev", SWITCH.bridge, "scope", "link").split()
+        local = f"{bridge[3].partition('/')[0]}%eth0"
+        assert reaches(machine.namespace, local, socket.SOCK_STREAM, 3142, service), "in IPv6, as named last"
 
 
 @pytest.mark.root

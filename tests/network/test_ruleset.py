@@ -11,7 +11,9 @@ from hypothesis import given, strategies as st
 
 from innkeeper.model.acl import AclEntry, AclLists, AclRule
 from innkeeper.model.guards import GUARD_NAMES
+from innkeeper.model.host_firewall import HostFirewall
 from innkeeper.network.acl import policy_of
+from innkeeper.network.host_firewall import Surroundings, firewall_elements
 from innkeeper.network.nat import switch_elements
 from innkeeper.network.overlay import OverlayPolicy, Record
 from innkeeper.network.policy import Forward, GuardPolicy, PortPolicy, SwitchPolicy
@@ -38,6 +40,7 @@ LAN = SwitchPolicy(
     "inbr-k3f91",
     subnet="10.77.0.0/24",
     forwards=(Forward("tcp", 8080, "10.77.0.2", 80), Forward("udp", 53, "10.77.0.2", 53, host_address="192.0.2.1")),
+    host_services=("tcp/3142", "tcp/22@10.77.0.0/28", "tcp/22@10.77.0.16/28", "udp/123@fe80::/10"),
 )
 WEB = PortPolicy("intp-k3f91", "52:54:3f:a1:00:01", ("10.77.0.2", "10.77.0.9"), ("2001:db8::2",), hostname="web")
 OPEN = PortPolicy("intp-k3f92", "52:54:3f:a1:00:02", ("10.77.0.3",), guards=GuardPolicy(arp=False, router=False))
@@ -82,10 +85,15 @@ ALONE = PortPolicy(
 SHARED = PortPolicy("intp-k3f98", "52:54:3f:a1:00:0a", vlan=VlanPolicy("promiscuous", 1, others=((101, 103),)))
 INN = [(LAN, [WEB, OPEN, METERED]), (APART, [UNKNOWN]), (INSIDE, [LISTED]), (OUTSIDE, [THERE]), (VIRTUAL, [TENANT])]
 INN.append((TAGGED, [ALONE, SHARED]))
+FIREWALL = firewall_elements(
+    "standing",
+    HostFirewall(enabled=True, management=["eth1", "192.0.2.0/28"], allow=["tcp/22@198.51.100.0/24", "tcp/443%eth0"]),
+    Surroundings({"eth0": ("inbr-k3f94", "eth0")}, frozenset({"192.0.2.2"})),
+)
 
 
 def test_the_rules_of_an_inn_are_the_golden_ones() -> None:
-    assert replace_all(SCHEMA, compile_elements(INN)) == GOLDEN.read_text()
+    assert replace_all(SCHEMA, compile_elements(INN, FIREWALL)) == GOLDEN.read_text()
 
 
 def test_no_concatenation_is_longer_than_nft_can_do() -> None:
@@ -286,7 +294,7 @@ def test_elements_are_read_from_what_nft_lists() -> None:
 
 
 def _listed(family: str) -> list[dict[str, dict[str, str]]]:
-    text = SCHEMA.body(family) + ("".join(SCHEMA.hooks().values()) if family == "bridge" else "")
+    text = SCHEMA.body(family) + "".join(SCHEMA.hooks(family).values())
     chains = [{"chain": {"name": name}} for name in re.findall(r"^  chain (\w+)", text, re.MULTILINE)]
     return chains + [{"rule": {"chain": chain, "comment": comment}} for chain, comment in SCHEMA.rules(family)]
 

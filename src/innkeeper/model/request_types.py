@@ -91,13 +91,6 @@ def _device_place(value: str) -> str:
     return value
 
 
-def _host_service(value: str) -> str:
-    protocol, _, port = value.partition("/")
-    if protocol not in ("tcp", "udp") or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
-        raise ValueError(f"{value!r} is not like tcp/3142 or udp/123")
-    return value
-
-
 Name = Annotated[str, AfterValidator(_name)]
 ImageName = Annotated[str, AfterValidator(_image_name)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
@@ -120,7 +113,6 @@ ZstdLevel = Annotated[int, Field(ge=1, le=19)]
 Cpus = Annotated[int, Field(ge=1, le=512)]
 CardMtu = Annotated[int, AfterValidator(_card_mtu)]
 """0: the switch's."""
-HostService = Annotated[str, StringConstraints(max_length=9), AfterValidator(_host_service)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -15,6 +15,7 @@ from innkeeper.model.acl import NicAcl, NicAclSet
 from innkeeper.model.acl_requests import AclCreate as AclCreate, AclSet as AclSet
 from innkeeper.model.dhcp import DhcpSettings, DhcpSettingsSet
 from innkeeper.model.guards import Guards, GuardsSet as GuardsSet, NicGuards
+from innkeeper.model.host_firewall import HostFirewallSet as HostFirewallSet, HostService
 from innkeeper.model.overlay import OverlayCreate, OverlaySet
 from innkeeper.model.request_types import (
     CardAddress,
@@ -23,7 +24,6 @@ from innkeeper.model.request_types import (
     Cpus,
     DiskBytes,
     HostPath,
-    HostService,
     ImageName,
     IpAddress,
     Ipv4,

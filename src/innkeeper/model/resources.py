@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from innkeeper.model.acl import AclLists, NicAcl
 from innkeeper.model.dhcp import DhcpSettings
 from innkeeper.model.guards import Guards, NicGuards, from_before
+from innkeeper.model.host_firewall import FirewallTrial, HostFirewall
 from innkeeper.model.learning import LearnedAddress
 from innkeeper.model.metering import MeterCount
 from innkeeper.model.overlay import Overlay
@@ -320,7 +321,7 @@ class Switch(Resource):
     overlay: Overlay | None = None
     """How a virtual switch reaches other hosts."""
     host_services: list[str] = Field(default_factory=list)
-    """What its guests may use of the host beside DHCP and DNS, such as ``tcp/3142``."""
+    """What its guests may use of the host beside DHCP and DNS: ``tcp/3142``, ``tcp/22@10.77.0.0/28``."""
     uplink_rate_bits_per_s: BitRate | None = None
     """What its uplink carries; minimums of cards are parts of it."""
 
@@ -463,6 +464,9 @@ class HostSettings(Resource):
     kind: ClassVar[str] = "host_settings"
     allow_docker: bool = False
     """Whether the inn may put one tagged rule into Docker's chain DOCKER-USER."""
+    firewall: HostFirewall = Field(default_factory=HostFirewall)
+    """What of the host is reached from outside, as it was confirmed."""
+    firewall_trial: FirewallTrial | None = None
 
 
 KINDS: dict[str, type[Resource]] = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from innkeeper.model.guards import Guards
+from innkeeper.model.host_firewall import HostFirewall
 from innkeeper.model.overlay import LookupRecord
 from innkeeper.model.resources import Acl, Disk, Nic, Part, Pool, Qos, Storage, Switch, Tier, Uuid, Vm
 
@@ -397,6 +398,22 @@ class HostView(Part):
     """Life-cycle state -> number of guests."""
     allow_docker: bool = False
     """Whether guests are let through Docker's rules."""
+
+
+class FirewallView(HostFirewall):
+    """The host's firewall as it was confirmed, and ``trial``, what holds instead until ``confirm_by``.
+
+    Interfaces and switches go by their names.
+    """
+
+    trial: HostFirewall | None = None
+    confirm_by: datetime | None = None
+    not_confirmed: bool = False
+    """The last change was not confirmed in time."""
+    dropped_packets: int = 0
+    """Since the rules were loaded."""
+    findings: list[str] = Field(default_factory=list)
+    """What will not have been meant."""
 
 
 class Health(Part):

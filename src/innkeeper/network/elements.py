@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from innkeeper.network.ruleset import Element
 
 HOOK = "hook"
-"""The container of elements that are base chains of the bridge table."""
+"""The container of elements that are base chains."""
 NEEDED_BY: dict[str, tuple[str, ...]] = {
     "meter_from_ports": ("metered",),
     "meter_between_ports": ("metered",),
@@ -30,8 +30,21 @@ NEEDED_BY: dict[str, tuple[str, ...]] = {
     "vlan_to_host": ("vlan_ports", "vlan_routed", "vlan_routed6"),
     "vlan_from_host": ("vlan_ports",),
     "share_uplinks": ("minimum_class",),
+    "host_firewall": ("standing_closed", "trial_closed"),
 }
 """Base chain -> the sets and maps of which one must have an element for it to do anything."""
+_INET = frozenset({"host_firewall"})
+"""Those of them that are the inet table's; the others are the bridge table's."""
+
+
+def family_of(chain: str) -> str:
+    """The family of the table that a chain of ``NEEDED_BY`` belongs to."""
+    return "inet" if chain in _INET else "bridge"
+
+
+def chains_of(family: str) -> frozenset[str]:
+    """The chains of ``NEEDED_BY`` that are a table's."""
+    return frozenset(chain for chain in NEEDED_BY if family_of(chain) == family)
 
 
 def split(body: str) -> tuple[str, dict[str, str]]:
@@ -47,7 +60,7 @@ def split(body: str) -> tuple[str, dict[str, str]]:
 def hooks(containers: Collection[str]) -> frozenset[Element]:
     """The base chains that are needed when just those sets and maps have elements."""
     return frozenset(
-        Element("bridge", HOOK, (chain,))
+        Element(family_of(chain), HOOK, (chain,))
         for chain, needs in NEEDED_BY.items()
         if any(container in containers for container in needs)
     )

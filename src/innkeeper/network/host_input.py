@@ -6,8 +6,10 @@ the host it was sent to.
 
 from __future__ import annotations
 
+from innkeeper.model.host_firewall import read_service
 from innkeeper.network.policy import SwitchPolicy
 from innkeeper.network.ruleset import Element
+from innkeeper.network.sources import source_elements
 
 PROTOCOLS = {"tcp": "6", "udp": "17"}
 
@@ -16,7 +18,9 @@ def host_elements(switch: SwitchPolicy) -> frozenset[Element]:
     """The elements that stand for ``switch`` in these rules; where the host is no part of it, none."""
     if switch.host_address is None:
         return frozenset()
-    services = [service.split("/") for service in switch.host_services]
+    services = [read_service(service) for service in switch.host_services]
+    to_all = [one for one in services if one.source.prefix is None]
+    to_some = [one for one in services if one.source.prefix is not None]
     six = [Element("inet", "gateways6", (switch.bridge, switch.gateway6))] if switch.gateway6 is not None else []
     return frozenset(
         [
@@ -24,10 +28,13 @@ def host_elements(switch: SwitchPolicy) -> frozenset[Element]:
             Element("inet", "gateways", (switch.bridge, switch.host_address)),
             Element("inet", "gateway_addresses", (switch.host_address,)),
             *(
-                Element("inet", "host_services", (switch.bridge, PROTOCOLS[protocol], port))
-                for protocol, port in services
+                Element("inet", "host_services", (switch.bridge, PROTOCOLS[one.protocol], str(one.port)))
+                for one in to_all
             ),
         ]
+    ) | source_elements(
+        "host_services",
+        [((switch.bridge, PROTOCOLS[one.protocol], str(one.port)), one.source.prefix) for one in to_some],
     )
 
 
@@ -37,6 +44,8 @@ HOST_SCHEMA = """\
   set gateways6 { type ifname . ipv6_addr; }
   set gateway_addresses { type ipv4_addr; }
   set host_services { type ifname . inet_proto . inet_service; }
+  set host_services4 { type ifname . inet_proto . inet_service . ipv4_addr; flags interval; }
+  set host_services6 { type ifname . inet_proto . inet_service . ipv6_addr; flags interval; }
   chain input {
     type filter hook input priority -10; policy accept;
     iifname @bridges jump from_guests comment "guests speak to the host"
@@ -54,6 +63,8 @@ HOST_SCHEMA = """\
     ip6 daddr fe80::/10 icmpv6 type 128 accept comment "is it there at all?"
     icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept comment "neighbours, routers and groups are found"
     iifname . meta l4proto . th dport @host_services accept comment "what the switch names"
+    iifname . meta l4proto . th dport . ip saddr @host_services4 accept comment "what it names for some guests"
+    iifname . meta l4proto . th dport . ip6 saddr @host_services6 accept comment "likewise in IPv6"
     counter name drop_host drop comment "the host's services are not for guests"
   }
 """

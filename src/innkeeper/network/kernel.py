@@ -17,6 +17,7 @@ from innkeeper.network import counters, meter_dump, meters, passed_leases, vlan_
 from innkeeper.network.dhcp import Lease, Server
 from innkeeper.network.docker import Docker
 from innkeeper.network.features import ACL_LOG, lacking
+from innkeeper.network.firewall_trial import FirewallInKernel
 from innkeeper.network.forwarding import forward_ipv6
 from innkeeper.network.links import Device, Links, Route, open_tap, write_sysctl
 from innkeeper.network.minimums import shares
@@ -78,11 +79,13 @@ class Kernel:
         self._overlays = Overlays(inn_id)
         self._tenancy = Tenancy(inn_id, self.standing)
         self._docker = Docker(inn_id)
+        self.firewall = FirewallInKernel(self.schema.table, self._nft, self._rules)
 
     # --- everything ---------------------------------------------------------------------------------------------------
 
-    def start(self, desired: Iterable[Standing]) -> Report:
-        """Take ``desired`` as the whole of what shall be, and repair."""
+    def start(self, desired: Iterable[Standing], firewall: frozenset[Element] = frozenset()) -> Report:
+        """Take ``desired`` and the host's ``firewall`` as the whole of what shall be, and repair."""
+        self.firewall.elements = firewall
         self.standing.clear()
         self.standing.update({standing.switch.bridge: standing for standing in desired})
         self._bridge_of = {tap: bridge for bridge, standing in self.standing.items() for tap in standing.ports}
@@ -149,6 +152,7 @@ class Kernel:
             self._links.remove_together((name for name in devices if name.startswith(prefix)), kind)
         self._rules.remove()
         self._docker.remove()
+        self.firewall.elements = frozenset()
         self.standing.clear()
         self._bridge_of = {}
 
@@ -473,7 +477,8 @@ class Kernel:
             return self._server(switch.bridge).ensure(switch, list(standing.ports.values()))
 
     def _compiled(self) -> frozenset[Element]:
-        return compile_elements((standing.switch, standing.ports.values()) for standing in self.standing.values())
+        switches = ((standing.switch, standing.ports.values()) for standing in self.standing.values())
+        return compile_elements(switches, self.firewall.elements)
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ of one bridge come through here too (in and out by the same bridge) and are let 
 
 from __future__ import annotations
 
+from innkeeper.network.host_firewall import firewall_schema
 from innkeeper.network.host_input import HOST_SCHEMA, PROTOCOLS, host_elements
 from innkeeper.network.policy import Forward, SwitchPolicy
 from innkeeper.network.ruleset import Element
@@ -40,7 +41,7 @@ def _forward(forward: Forward) -> Element:
 
 def inet_schema() -> str:
     """The body of table ``inet inn_<id>``: sets, maps and rules, without elements."""
-    return _SCHEMA + HOST_SCHEMA
+    return _SCHEMA + HOST_SCHEMA + firewall_schema()
 
 
 _SCHEMA = """\

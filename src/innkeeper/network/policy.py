@@ -163,7 +163,7 @@ class SwitchPolicy:
     uplink: UplinkPolicy | None = None
     overlay: OverlayPolicy | None = None
     host_services: tuple[str, ...] = ()
-    """What guests may use of the host beside DHCP and DNS, such as ``tcp/3142``."""
+    """What guests may use of the host beside DHCP and DNS: ``tcp/3142``, ``tcp/22@10.77.0.0/28``."""
     vlans: bool = False
     """Whether any of its cards has a VLAN, so that untagged ones are held to theirs."""
     uplink_rate_bits_per_s: int | None = None

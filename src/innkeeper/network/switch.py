@@ -26,6 +26,7 @@ from innkeeper.network.namespace import NetworkThread
 from innkeeper.network.nflog import link_names, open_group
 from innkeeper.network.plan import Standing, SwitchPlan, plan_change
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.ruleset import Element
 from innkeeper.network.traffic import Direction, Meter
 from innkeeper.network.transaction import log_group
 from innkeeper.network.unforeseen import as_problem
@@ -60,13 +61,16 @@ class SwitchRunner:
         self._problem: Problem | None = None
         """Why they could not be started."""
 
-    async def start(self, desired: Iterable[Standing]) -> Report:
-        """Take ``desired`` as the whole of what shall be; repair, adopt, and remove what belongs to nothing."""
+    async def start(self, desired: Iterable[Standing], firewall: frozenset[Element] = frozenset()) -> Report:
+        """Take ``desired`` as the whole of what shall be; repair, adopt, and remove what belongs to nothing.
+
+        ``firewall``: the elements of the host's firewall.
+        """
         try:
             with as_problem("the switches cannot be started"):
                 if self._kernel is None:
                     self._kernel = await self._thread.call(Kernel, self._inn_id, self._directory, self._passed)
-                report = await self._thread.call(self._kernel.start, list(desired))
+                report = await self._thread.call(self._kernel.start, list(desired), firewall)
         except Problem as problem:
             self._problem = problem
             raise
@@ -105,6 +109,26 @@ class SwitchRunner:
         Raises ``Failed`` (``tool.failed``) where iptables refuses.
         """
         return await self._thread.call(self._open.allow_docker, allowed)
+
+    async def set_firewall(self, elements: frozenset[Element]) -> None:
+        """Make the host's firewall be those elements; a trial that is not among them is over."""
+        await self._thread.call(self._open.firewall.become, elements)
+
+    async def try_firewall(self, elements: frozenset[Element], seconds: float) -> None:
+        """The same, with a trial that the kernel ends after that time."""
+        await self._thread.call(self._open.firewall.try_out, elements, seconds)
+
+    async def firewall_left_s(self) -> float | None:
+        """How long the trial of the host's firewall holds still; None when none does."""
+        return await self._thread.call(self._open.firewall.left_s)
+
+    async def firewall_dropped(self) -> int:
+        """Packets that the host's firewall dropped since the rules were loaded."""
+        return await self._thread.call(self._open.firewall.dropped)
+
+    def firewall(self) -> frozenset[Element]:
+        """The elements that are desired of the host's firewall."""
+        return self._open.firewall.elements
 
     async def ensure(self, switch: SwitchPolicy, ports: Sequence[PortPolicy] = ()) -> list[str]:
         """Make the switch be so, with exactly these ports; returns what was done.

@@ -13,7 +13,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from innkeeper.network import acl_rules, elements as standing, meters, minimums, overlay_plan, tenant, vlans
+from innkeeper.network import (
+    acl_rules,
+    elements as standing,
+    host_firewall,
+    meters,
+    minimums,
+    overlay_plan,
+    tenant,
+    vlans,
+)
 from innkeeper.network.nat import inet_schema, switch_elements
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.ruleset import (
@@ -26,6 +35,7 @@ from innkeeper.network.ruleset import (
     hexadecimal,
     port_elements,
 )
+from innkeeper.network.sources import listed_prefix
 
 FAMILIES = ("bridge", "inet")
 _RAW_SETS = ("nd_target", "nd_link", "ethertypes")
@@ -63,18 +73,20 @@ class Schema:
         text = self.text(family)
         return f"{standing.split(text)[0]}  chain {_mark(text)} {{ }}\n"
 
-    def hooks(self) -> dict[str, str]:
-        """The base chains of the bridge table that stand while elements need them, by name."""
-        return standing.split(self.text("bridge"))[1]
+    def hooks(self, family: str) -> dict[str, str]:
+        """The base chains of a table that stand while elements need them, by name."""
+        return standing.split(self.text(family))[1]
 
     def rules(self, family: str) -> list[tuple[str, str]]:
         """The (chain, comment) of every rule in order of chains' first appearance: what tells that none was touched."""
         return [(chain, comment) for chain, _, comment in _rules_with_text(self.text(family))]
 
 
-def compile_elements(switches: Iterable[tuple[SwitchPolicy, Iterable[PortPolicy]]]) -> frozenset[Element]:
-    """All elements for those switches with their ports."""
-    elements: set[Element] = set()
+def compile_elements(
+    switches: Iterable[tuple[SwitchPolicy, Iterable[PortPolicy]]], of_host: frozenset[Element] = frozenset()
+) -> frozenset[Element]:
+    """All elements for those switches with their ports, and ``of_host``, those of the host's firewall."""
+    elements = set(of_host)
     for switch, ports in switches:
         elements |= switch_elements(switch) | bridge_elements(switch)
         elements |= vlans.outside_elements(switch)
@@ -150,7 +162,7 @@ def listing(elements: Iterable[Element]) -> list[str]:
 
 def _lines(verb: str, schema: Schema, elements: Iterable[Element]) -> str:
     table = schema.table
-    hooks: list[str] = []
+    hooks: list[tuple[str, str]] = []
     groups: dict[tuple[str, str], list[Element]] = defaultdict(list)
     objects: list[Element] = []
     bodies: list[Element] = []
@@ -160,7 +172,7 @@ def _lines(verb: str, schema: Schema, elements: Iterable[Element]) -> str:
         elif element.container == meters.COUNTER:
             objects.append(element)
         elif element.container == standing.HOOK:
-            hooks.append(element.key[0])
+            hooks.append((element.family, element.key[0]))
         else:
             groups[element.family, element.container].append(element)
     counters = "".join(f"{verb} counter {each.family} {table} {each.key[0]}\n" for each in sorted(objects))
@@ -170,12 +182,12 @@ def _lines(verb: str, schema: Schema, elements: Iterable[Element]) -> str:
         for (family, container), members in sorted(groups.items())
     )
     if verb == "delete":
-        unhooked = "".join(f"delete chain bridge {table} {name}\n" for name in sorted(hooks))
+        unhooked = "".join(f"delete chain {family} {table} {name}\n" for family, name in sorted(hooks))
         return unhooked + changed + counters + _without(table, sorted(bodies))
     texts_of_bodies = [acl_rules.with_group(each.value[0], schema.log_group) for each in sorted(bodies)]
     made = "".join(f"table bridge {table} {{\n{text}}}\n" for text in texts_of_bodies)
-    texts = schema.hooks() if hooks else {}
-    hooked = "".join(f"table bridge {table} {{\n{texts[name]}}}\n" for name in sorted(hooks))
+    texts = {family: schema.hooks(family) for family in sorted({family for family, _ in hooks})}
+    hooked = "".join(f"table {family} {table} {{\n{texts[family][name]}}}\n" for family, name in sorted(hooks))
     return counters + made + changed + hooked
 
 
@@ -195,6 +207,8 @@ def _deleted(element: Element) -> str:
 
 def _element(element: Element) -> str:
     key = " . ".join(element.key)
+    if host_firewall.begins_with_a_name(element.container):
+        key = " . ".join((f'"{element.key[0]}"', *element.key[1:]))
     if element.container in RATES:
         rate = int(element.value[0])
         return f"{key} limit rate over {rate}/second burst {max(_LEAST_BURST, rate // 4)} packets"
@@ -236,7 +250,7 @@ def read_elements(family: str, objects: Iterable[Mapping[str, Any]]) -> frozense
     """The elements in a table's JSON listing (libnftables-json(5)), without those of dynamic sets and bodies."""
     elements = []
     for item in objects:
-        if "chain" in item and family == "bridge" and item["chain"]["name"] in standing.NEEDED_BY:
+        if "chain" in item and item["chain"]["name"] in standing.chains_of(family):
             elements.append(Element(family, standing.HOOK, (item["chain"]["name"],)))
         if "counter" in item and "/" in item["counter"]["name"]:
             elements.append(Element(family, meters.COUNTER, (item["counter"]["name"],)))
@@ -269,8 +283,7 @@ def schema_stands(
         elif "rule" in item:
             rules[item["rule"]["chain"]].append(item["rule"].get("comment", ""))
     wanted: dict[str, list[str]] = defaultdict(list)
-    if family == "bridge":
-        text += "".join(chain for name, chain in schema.hooks().items() if name in chains)
+    text += "".join(chain for name, chain in schema.hooks(family).items() if name in chains)
     for chain, _, comment in _rules_with_text(text):
         wanted[chain].append(comment)
     return rules == wanted and set(chains) == set(_CHAIN.findall(text))
@@ -316,4 +329,4 @@ def _field(container: str, part: Any) -> str:
         return meters.listed_range(part)
     if container in _RAW_SETS and (isinstance(part, int) or part.startswith("0x")):
         return hexadecimal(part if isinstance(part, int) else int(part, 16))
-    return str(part)
+    return listed_prefix(part) or str(part)
