@@ -48,6 +48,7 @@ CLIENTS: dict[str, Any] = {
     "tasks": nouns.Tasks,
     "journal": nouns.Journal,
     "host": nouns.Host,
+    "firewall": nouns.Firewall,
 }
 
 

@@ -3,78 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import pytest
-from host_lab import HOST4, Host, new_host
+from host_lab import HOST4
 from switch_lab import in_namespace
+from switches_on_host import Inn, code_of, inn_on_host
 
 from innkeeper.cli import leftovers, processes
 from innkeeper.daemon import house
-from innkeeper.daemon.journal import Journal
-from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
 from innkeeper.fabric.client import FabricClient
 from innkeeper.model import requests as ask, views
-from innkeeper.model.journal import JournalFilter
-from innkeeper.model.problems import Problem, Unavailable
+from innkeeper.model.problems import Unavailable
 from innkeeper.model.resources import Switch, SwitchKind
 from innkeeper.network.uplinks import has_bonding
-from innkeeper.state.store import Store
-from innkeeper.system.paths import Paths
 
 pytestmark = pytest.mark.root
-T = TypeVar("T")
-
-
-class Inn:
-    """The switches of an inn on a host of ``host_lab``; each ``run`` is a daemon's life."""
-
-    def __init__(self, host: Host, paths: Paths) -> None:
-        self.host = host
-        self.paths = paths
-        self.told: list[str] = []
-        """Reasons in the journal when the last daemon ended."""
-
-    def run(self, scenario: Callable[[Switches], Awaitable[T]], *, ends: bool = True) -> T:
-        async def live() -> T:
-            store = Store(self.paths.database)
-            unused: Any = None
-            journal = Journal(self.paths.journal)
-            switches = Switches(Rooms(self.paths, store, unused, unused, journal))
-            await switches.ensure_all()
-            try:
-                return await scenario(switches)
-            finally:
-                await (switches.down_all() if ends else switches.let_go())
-                self.told = [entry.reason for entry in journal.ls(JournalFilter())]
-                journal.close()
-                store.close()
-
-        return in_namespace(self.host.namespace, lambda: asyncio.run(live()))
 
 
 @pytest.fixture
-def inn(tmp_path: Any) -> Iterator[Inn]:
-    paths = Paths.open(tmp_path / "inn", create=True)
-    with new_host() as host:
-        yield Inn(host, paths)
-    shutil.rmtree(paths.run, ignore_errors=True)
+def inn(tmp_path: Path) -> Iterator[Inn]:
+    with inn_on_host(tmp_path) as made:
+        yield made
 
 
 def wish(**changes: Any) -> ask.SwitchCreate:
     return ask.SwitchCreate(name="lan", kind=SwitchKind.EXTERNAL, uplinks=["eth0"], **changes)
-
-
-async def code_of(work: Awaitable[object]) -> str:
-    try:
-        await work
-    except Problem as problem:
-        return problem.code
-    return "done"
 
 
 def test_a_switch_takes_the_card_is_confirmed_and_gives_it_back(inn: Inn) -> None:

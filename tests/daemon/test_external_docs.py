@@ -1,4 +1,7 @@
-"""The commands of docs/network.md on external switches, typed as they stand there on a host of two namespaces."""
+"""The commands of docs/network.md on external switches and the host's firewall.
+
+They are typed as they stand there, on a host of two namespaces.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from host_lab import Host, new_host
+from switch_lab import run_in
 
 from innkeeper.cli import processes
 from innkeeper.system.paths import Paths
@@ -60,6 +64,18 @@ def test_the_page_says_what_works(host: Host, typed: Type) -> None:
     assert host.reaches()
     typed("switch", "rm", "lan")
     assert host.network() == before and host.reaches()
+
+
+def test_the_firewall_of_the_page(host: Host, typed: Type) -> None:
+    said = []
+    for line in BLOCKS["firewall"].splitlines():
+        inn, *words = shlex.split(line, comments=True)
+        assert inn == "inn"
+        said.append(typed(*words))
+    assert "+inet standing_allow4: 6 . 22 . 192.0.2.0/24" in said[0] and "there is no interface" in said[0]
+    assert "inn host firewall confirm" in said[1]
+    assert "management       eth1" in said[3]
+    assert "chain host_firewall" in run_in(host.namespace, "nft", "list", "ruleset")
 
 
 def test_down_by_force_gives_the_card_back(host: Host, typed: Type, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_a_well_host_has_no_complaints() -> None:
     [
         ({"is_root": False}, "root", "failed", True),
         ({"switch_findings": (("lan", "eth0, the uplink, is gone"),)}, "switch lan", "warning", False),
+        ({"firewall_findings": ("there is no interface eth9 now",)}, "host firewall", "warning", False),
         ({"tools": {**WELL.tools, "nft": None}}, "tool nft", "failed", True),
         ({"tools": {**WELL.tools, "swtpm": None}}, "tool swtpm", "warning", False),
         (

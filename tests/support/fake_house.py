@@ -19,6 +19,7 @@ from fake_shelf import Shelf
 
 from innkeeper.daemon.journal import Journal, JournalService
 from innkeeper.model import requests as ask, views
+from innkeeper.model.host_firewall import HostFirewall
 from innkeeper.model.problems import Problem
 from innkeeper.model.resources import (
     Acl,
@@ -112,6 +113,36 @@ class Host:
         return self.house.run("host.stop", None, lambda: None)
 
 
+class Firewall:
+    """Its changes wait to be confirmed where it is enabled; named ``eth9`` has gone."""
+
+    def __init__(self) -> None:
+        self.held, self.trial = HostFirewall(), HostFirewall()
+
+    async def show(self) -> views.FirewallView:
+        waits = self.trial != self.held
+        return views.FirewallView(
+            **self.held.model_dump(),
+            trial=self.trial if waits else None,
+            confirm_by=now() if waits else None,
+            dropped_packets=7,
+            findings=["there is no eth9"] if "eth9" in self.trial.management else [],
+        )
+
+    async def set(self, request: ask.HostFirewallSet, *, dry_run: bool = False) -> Any:
+        wish = request.applied_to(self.trial, lambda place: place)
+        if dry_run:
+            return views.Plan(summary="change the host's firewall", diff="-old\n+new\n")
+        self.trial = wish
+        if not wish.enabled:
+            self.held = wish
+        return await self.show()
+
+    async def confirm(self) -> views.FirewallView:
+        self.held = self.trial
+        return await self.show()
+
+
 class FakeHouse:
     """All of them. ``failing`` maps a task kind to the problem that its next task ends with."""
 
@@ -137,6 +168,7 @@ class FakeHouse:
         self.events_journal = Journal(Path(":memory:"))
         self.journal = JournalService(self.events_journal, lambda ref: self.vms.shelf.get(ref).id)
         self.host = Host(self)
+        self.firewall = Firewall()
         self.pools.shelf.add(Pool(name="default", path="/var/lib/innkeeper/fabric"))
         self.storages.shelf.add(Storage(name="default"))
 

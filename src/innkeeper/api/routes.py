@@ -55,6 +55,7 @@ BACKUPS = Noun(services.Backups, "backups", "/v1/backups")
 TASKS = Noun(services.Tasks, "tasks", "/v1/tasks")
 JOURNAL = Noun(services.Journal, "journal", "/v1/journal")
 HOST = Noun(services.Host, "host", "/v1/host")
+FIREWALL = Noun(services.Firewall, "firewall", "/v1/host/firewall")
 NOUNS = (
     VMS,
     CHECKPOINTS,
@@ -71,6 +72,7 @@ NOUNS = (
     TASKS,
     JOURNAL,
     HOST,
+    FIREWALL,
 )
 
 
@@ -151,6 +153,9 @@ ROUTES: tuple[Route, ...] = (
     Route(HOST, "health", "GET", f"{HOST.path}/health"),
     Route(HOST, "doctor", "GET", f"{HOST.path}/doctor"),
     Route(HOST, "stop", "POST", f"{HOST.path}/stop"),
+    Route(FIREWALL, "show", "GET", FIREWALL.path),
+    Route(FIREWALL, "set", "PATCH", FIREWALL.path),
+    Route(FIREWALL, "confirm", "POST", f"{FIREWALL.path}/confirm"),
 )
 
 STREAMS = {

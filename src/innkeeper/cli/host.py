@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from innkeeper.cli.host_firewall import firewall
 from innkeeper.cli.lazy import VerbGroup
 from innkeeper.cli.options import InnCommand
 from innkeeper.cli.output import Column
@@ -18,6 +19,9 @@ from innkeeper.system.paths import Paths
 @click.group(cls=VerbGroup, help="This host and the inn on it.")
 def host() -> None:
     """The noun."""
+
+
+host.add_command(firewall)
 
 
 @host.command("show", cls=InnCommand)

@@ -42,6 +42,7 @@ class InnClient:
         self.tasks = nouns.Tasks(self._connection)
         self.journal = nouns.Journal(self._connection)
         self.host = nouns.Host(self._connection)
+        self.firewall = nouns.Firewall(self._connection)
 
     def __enter__(self) -> InnClient:
         return self

@@ -416,3 +416,22 @@ class Host:
 
     def stop(self, request: ask.HostStop) -> res.Task:
         return understand(res.Task, self._connection.send("POST", "/v1/host/stop", body=request))
+
+
+class Firewall:
+    """What of the host is reached from outside."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def show(self) -> views.FirewallView:
+        return understand(views.FirewallView, self._connection.send("GET", "/v1/host/firewall"))
+
+    def set(self, request: ask.HostFirewallSet, *, dry_run: bool = False) -> views.FirewallView | views.Plan:
+        kind: type[views.FirewallView] | type[views.Plan] = views.Plan if dry_run else views.FirewallView
+        answered = self._connection.send("PATCH", "/v1/host/firewall", body=request, query={"dry_run": dry_run})
+        return understand(kind, answered)
+
+    def confirm(self) -> views.FirewallView:
+        """Keep the last change."""
+        return understand(views.FirewallView, self._connection.send("POST", "/v1/host/firewall/confirm"))

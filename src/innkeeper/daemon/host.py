@@ -106,11 +106,18 @@ class Host:
             wanted_ports=tuple((forward.protocol, forward.host_port) for forward in forwards),
             gateways=self._switches.gateways(),
             switch_findings=self._switches.findings(),
+            firewall_findings=await self._firewall_findings(),
             pool_problem=await self._pools.problem(),
             qos_alarms=tuple(await self._qos.alarms()),
             foreign_drops=tuple((one.detail, one.remedy) for one in await self._switches.foreign_findings()),
         )
         return doctor.examine(gathered)
+
+    async def _firewall_findings(self) -> tuple[str, ...]:
+        try:
+            return tuple(await self._switches.firewall.findings())
+        except Problem:  # the switches cannot be started, which the doctor tells by them
+            return ()
 
     async def stop(self, request: ask.HostStop) -> Task:
         """End guests and switches, so that the daemon can end without leaving anything behind."""

@@ -76,6 +76,7 @@ class House:
         Scrubbing(rooms, self.repositories)
         self.tasks = Tasks(rooms)
         self.journal = JournalService(rooms.journal, lambda ref: rooms.store.get(Vm, ref).id)
+        self.firewall = self.switches.firewall
         self.host = Host(rooms, self.power, self.switches, self.pools, self.qos)
         for told in (self.qos.tell, self.storages.tell, self.exports.tell):
             self.pools.life.on_opened(told)

@@ -13,6 +13,7 @@ from innkeeper.daemon.allocate import free_number
 from innkeeper.daemon.captures import Captures
 from innkeeper.daemon.forwards import forwards
 from innkeeper.daemon.guarding import Guarding
+from innkeeper.daemon.host_firewall import Firewall
 from innkeeper.daemon.learning import Learning
 from innkeeper.daemon.lost_taps import give_back
 from innkeeper.daemon.metering import Metering
@@ -53,6 +54,7 @@ class Switches:
         self.metering = Metering(rooms, self._runner)
         self.guarding = Guarding(rooms, self._runner)
         self._uplinks = Uplinks(rooms, self._runner, self.refresh)
+        self.firewall = Firewall(rooms, self._runner)
         self.captures = Captures(rooms, self._runner)
         self.learning = Learning(rooms, self._runner, self._update_rules)
         self.tracing = Tracing(rooms, self.learning.known)
@@ -86,12 +88,14 @@ class Switches:
         """Where it fails, for want of nft say, switches are degraded and all that needs none goes on."""
         switches = self._rooms.store.ls(Switch)
         try:
-            report = await self._runner.start(self._standing(switch) for switch in switches)
+            standing = [self._standing(switch) for switch in switches]
+            report = await self._runner.start(standing, self.firewall.elements())
         except Problem as refused:
             log.error("the switches cannot be started: %s", refused)
             self._started = False
             return Report(problems={switch.name: refused for switch in switches})
         self._started = True
+        await self.firewall.settle()
         try:
             report.done += await self._runner.allow_docker(self.allows_docker)
         except Problem as refused:
@@ -147,6 +151,7 @@ class Switches:
 
     async def _stop_watching(self) -> None:
         await self._uplinks.let_go()
+        await self.firewall.let_go()
         self.captures.close()
         if self._watchman is not None:
             self._watchman.cancel()
@@ -225,7 +230,8 @@ class Switches:
     # --- ports, for guests and cards ---
 
     async def refresh(self, switch: Switch) -> None:
-        """Make the switch be as its documents say."""
+        """Make the switch be as its documents say; the firewall first, that the host's network may move."""
+        await self.firewall.follow()
         await self._runner.ensure(self._policy(switch), self._ports(switch))
         self.learning.follow(self._plugged)
 
@@ -453,7 +459,7 @@ class Switches:
         return self.tracing.simulate(self._rooms.store.get(Switch, ref), request)
 
     async def rm(self, ref: str, *, dry_run: bool = False) -> Switch | views.Plan:
-        """Raises ``Conflict`` (``switch.in_use``)."""
+        """Raises ``Conflict`` (``switch.in_use``, ``firewall.named``)."""
         switch = self._rooms.store.get(Switch, ref)
         bridge = self._rooms.paths.bridge(switch.number)
         nics = self._rooms.store.find(Nic, switch_id=switch.id)
@@ -464,9 +470,11 @@ class Switches:
                 cause=", ".join(nic.name for nic in nics[:5]),
                 remedy="remove the cards, or plug them into another switch",
             )
+        self.firewall.check_unnamed(switch)
         if dry_run:
             plan = self._runner.plan_removal(bridge)
             return views.Plan(summary=f"remove switch {switch.name}", steps=list(plan.steps), diff=plan.diff)
         await self._runner.remove(bridge)
         self._rooms.store.delete("switch", switch.id)
+        await self.firewall.follow()
         return switch

@@ -43,6 +43,7 @@ def examine(facts: HostFacts) -> list[Check]:
         *_services(facts),
         *_foreign(facts),
         *_switches(facts),
+        *_host_firewall(facts),
         *_pool(facts),
         *_qos(facts),
         *_journal(facts),
@@ -299,6 +300,18 @@ def _switches(facts: HostFacts) -> list[Check]:
             remedy=f"see 'inn switch show {name}'; it is put right by itself once the cause is gone",
         )
         for name, finding in facts.switch_findings
+    ]
+
+
+def _host_firewall(facts: HostFacts) -> list[Check]:
+    return [
+        Check(
+            name="host firewall",
+            state="warning",
+            detail=finding,
+            remedy="see 'inn host firewall show'; 'inn host firewall set' changes it, --disabled opens the host",
+        )
+        for finding in facts.firewall_findings
     ]
 
 

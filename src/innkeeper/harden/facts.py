@@ -59,6 +59,8 @@ class HostFacts:
     """What other firewall policies do to the guests' traffic: (finding, remedy)."""
     switch_findings: tuple[tuple[str, str], ...] = ()
     """(switch, what is wrong with it): an uplink that is gone, a move that nobody confirmed."""
+    firewall_findings: tuple[str, ...] = ()
+    """What of the host's firewall will not have been meant."""
     damaged_journal: str | None = None
     """A journal of events that could not be read and was set aside."""
     pool_problem: str | None = None
@@ -75,6 +77,7 @@ def gather(
     gateways: tuple[tuple[str, str], ...] = (),
     foreign_drops: tuple[tuple[str, str], ...] = (),
     switch_findings: tuple[tuple[str, str], ...] = (),
+    firewall_findings: tuple[str, ...] = (),
     pool_problem: str | None = None,
     qos_alarms: tuple[str, ...] = (),
 ) -> HostFacts:
@@ -104,6 +107,7 @@ def gather(
         listeners=_foreign_listeners(state),
         foreign_drops=foreign_drops,
         switch_findings=switch_findings,
+        firewall_findings=firewall_findings,
         damaged_journal=str(aside) if (aside := state / "journal.db.damaged").exists() else None,
         pool_problem=pool_problem,
         qos_alarms=qos_alarms,
