@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_lab import Host, new_host
+from host_lab import HOST4, Host, new_host, until
+from knocking import listening, reaches
 from switch_lab import run_in
 
 from innkeeper.cli import processes
@@ -76,6 +79,24 @@ def test_the_firewall_of_the_page(host: Host, typed: Type) -> None:
     assert "inn host firewall confirm" in said[1]
     assert "management       eth1" in said[3]
     assert "chain host_firewall" in run_in(host.namespace, "nft", "list", "ruleset")
+
+
+def test_a_killed_daemon_locks_nobody_out(host: Host, typed: Type, tmp_path: Path) -> None:
+    with listening(host.namespace, socket.SOCK_STREAM, 3142) as service:
+
+        def knock() -> bool:
+            return reaches(host.world, HOST4, socket.SOCK_STREAM, 3142, service)
+
+        typed("host", "firewall", "set", "--enabled", "--management", "eth9", "--confirm-within", "4s")
+        assert "host firewall" in typed("doctor") and not knock()
+        daemon = processes.noted(Paths.open(tmp_path / "state"), "daemon")
+        assert daemon is not None
+        os.kill(daemon, signal.SIGKILL)
+        assert not knock(), "it is the kernel that judges"
+        assert until(knock)
+        typed("up")
+        assert "not_confirmed    yes" in typed("host", "firewall", "show") and knock()
+        assert "FirewallReturned" in typed("event", "ls")
 
 
 def test_down_by_force_gives_the_card_back(host: Host, typed: Type, tmp_path: Path) -> None:

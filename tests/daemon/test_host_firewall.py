@@ -13,6 +13,7 @@ from host_lab import HOST4, HOST6
 from knocking import listening, reaches
 from still_kernel import StillKernel
 from still_switches import still_switches
+from switch_lab import run_in
 from switches_on_host import Inn, code_of, inn_on_host
 
 from innkeeper.daemon.switches import Switches
@@ -158,6 +159,17 @@ def test_a_daemon_that_comes_back_in_time_waits_on(inn: Inn, reached: Reached) -
     inn.run(lock_out, ends=False)
     inn.run(waits, ends=False)
     inn.run(confirms)
+
+
+@pytest.mark.root
+def test_a_trial_that_others_flush_is_over(inn: Inn, reached: Reached) -> None:
+    async def flushed(switches: Switches) -> None:
+        await change(switches, enabled=True)
+        run_in(inn.host.namespace, "nft", "flush", "ruleset")
+        shown = await switches.firewall.show()
+        assert shown.not_confirmed and shown.trial is None and await reached()
+
+    inn.run(flushed)
 
 
 @pytest.mark.root

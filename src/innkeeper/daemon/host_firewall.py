@@ -177,6 +177,8 @@ class Firewall:
     # --- the noun ---
 
     async def show(self) -> views.FirewallView:
+        async with self._one_at_a_time:
+            await self._came_out()  # others may have flushed the rules, and the trial with them
         settings = self._settings()
         firewall, trial = settings.firewall.placed(self._name_of), settings.firewall_trial
         waits = trial is not None and not trial.returned
