@@ -1,13 +1,14 @@
-"""What the guards dropped, read from the kernel."""
+"""What the guards dropped and the meters counted, read from the kernel."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+from innkeeper.network import meter_dump, meters
 from innkeeper.network.nft import Nft
 from innkeeper.network.ruleset import COUNTED, Element
-from innkeeper.network.traffic import DIRECTIONS, Direction
+from innkeeper.network.traffic import DIRECTIONS, Direction, Meter
 from innkeeper.network.transaction import read_counters
 
 _COUNTER = re.compile(r"counter packets (\d+) bytes")
@@ -41,4 +42,14 @@ def logged(nft: Nft, table: str) -> dict[str, dict[Direction, int]]:
             for entry in item.get("set", {}).get("elem", ()):
                 counted = entry["elem"]
                 found.setdefault(counted["val"], {})[direction] = counted["counter"]["packets"]
+    return found
+
+
+def metered(table: str) -> dict[str, dict[Meter, meter_dump.Count]]:
+    """What the meters of all ports have counted, by tap."""
+    found: dict[str, dict[Meter, meter_dump.Count]] = {}
+    for name, count in meter_dump.read_counters(table).items():
+        if "/" in name:
+            tap, direction, remote = meters.read_name(name)
+            found.setdefault(tap, {})[Meter(direction, remote)] = count
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
-from innkeeper.network import counters, meter_dump, meters, passed_leases, vlan_bridge
+from innkeeper.network import counters, meter_dump, passed_leases, vlan_bridge
 from innkeeper.network.dhcp import Lease, Server
 from innkeeper.network.docker import Docker
 from innkeeper.network.features import ACL_LOG, lacking
@@ -272,13 +272,7 @@ class Kernel:
         return counters.logged(self._nft, self.schema.table)
 
     def meters(self) -> dict[str, dict[Meter, meter_dump.Count]]:
-        """What the meters of all ports have counted, by tap."""
-        found: dict[str, dict[Meter, meter_dump.Count]] = {}
-        for name, count in meter_dump.read_counters(self.schema.table).items():
-            if "/" in name:
-                tap, direction, remote = meters.read_name(name)
-                found.setdefault(tap, {})[Meter(direction, remote)] = count
-        return found
+        return counters.metered(self.schema.table)
 
     def statistics(self) -> dict[str, tuple[int, int, int, int]]:
         """Tap -> bytes and packets from the vm, bytes and packets towards it."""
