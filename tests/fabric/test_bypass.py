@@ -14,6 +14,7 @@ from innkeeper.fabric.layout import BLOCK, PAGE
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.streams import NEAR_BYTES, STREAM_BYTES, Stream
+from innkeeper.fabric.upkeep import IDLE_DRAIN_S
 from innkeeper.model.problems import Failed, Problem, Refused
 from innkeeper.system.files import Io
 from innkeeper.system.simulation import EIO, ENOSPC, SimulatedFiles, simulated_io
@@ -300,10 +301,13 @@ def test_a_group_that_only_overwritten_records_name_stays_while_a_recovery_needs
     world.stream(0, *([7] * 39), attachment=AGAIN)
     world.pool.drain([OTHER])  # meta knows all groups now; those with 1 to 39 are dead
     world.pool.sweep(compact_below=1.0)
-    assert world.pool.sweep_is_due()
+    assert not world.pool.sweep_is_due(), "there is nothing to be had before something is drained"
     world.reopen(power=False)
     assert world.values(0, 39) == list(range(41, 80))
+    world.pool.sweep(compact_below=1.0)
     world.pool.drain()
+    world.io.clock.sleep(IDLE_DRAIN_S + 1)
+    assert world.pool.sweep_is_due()
     assert world.pool.sweep(compact_below=1.0)["groups_removed"] > 0
     assert not world.pool.sweep_is_due()
 

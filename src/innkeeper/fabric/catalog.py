@@ -20,6 +20,7 @@ from innkeeper.fabric.layout import EMPTY_ROOT, HOLE, PAGE, Root
 from innkeeper.fabric.meta import DiskRow, LayerRow, Meta, SnapshotRow, Transaction
 from innkeeper.fabric.policy import DiskSettings, Policy
 from innkeeper.fabric.qos import QosPolicy
+from innkeeper.fabric.relief import Plight
 from innkeeper.fabric.streams import Stream
 from innkeeper.model.problems import Conflict, NotFound
 
@@ -54,6 +55,7 @@ class Disk:
     """The snapshot that its content was last taken to, or back to; "" for none."""
     credit_bytes: int = 0
     """What it may still write before it has to ask for more (``space``)."""
+    plight: Plight = field(default_factory=Plight)
     stream: Stream = field(default_factory=Stream)
 
     @property

@@ -32,9 +32,9 @@ class PoolControl(PoolPolicies):
     """The pool's control operations; ids are UUIDs as strings, chosen by the caller."""
 
     sweep_wanted = False
-    changes = 0
-    """Counts what may change what a sweep finds: drains, removals, holds and their ends."""
     """Something was removed since the last sweep."""
+    removals = 0
+    """Counts removals and ends of holds: those who were refused may hope again."""
 
     # -- disks -----------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class PoolControl(PoolPolicies):
         with self.lock:
             self.catalog.collect()
         self.sweep_wanted = True
-        self.changes += 1
+        self.removals += 1
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
@@ -407,7 +407,6 @@ class PoolControl(PoolPolicies):
                 with self.catalog.meta.transaction() as change:
                     change.run("INSERT INTO holds VALUES (?,?)", (hold_id, snapshot_id))
                 self.catalog.holds[hold_id] = snapshot_id
-                self.changes += 1
 
     def release(self, hold_id: str) -> None:
         """End a hold; one that is not there is no error."""
@@ -416,7 +415,7 @@ class PoolControl(PoolPolicies):
                 with self.catalog.meta.transaction() as change:
                     change.run("DELETE FROM holds WHERE id=?", (hold_id,))
                 del self.catalog.holds[hold_id]
-                self.changes += 1
+                self.removals += 1
 
     # -- facts -----------------------------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ _TRIAL_TICKS = 8
 _CONTENT_S, _MAX_CONTENT_S = 5.0, 320.0
 """... for so long, twice as long each time it is found so again."""
 ALARM_AFTER_S = 2.0
-_LAPSE_TICKS = 3
-"""A flow that falls short goes on doing so though it did not look so for this many ticks in a row: it is the machine
-that did other things, or nothing."""
+_LAPSE_S = 0.35
+"""A flow that falls short goes on doing so though it has not looked so for this long: it is the machine that did other
+things, or nothing."""
 
 
 def ios_of(length: int) -> int:
@@ -143,7 +143,7 @@ class Flow:
         "content_s",
         "content_until",
         "key",
-        "lapse",
+        "lapse_s",
         "policy",
         "pressed",
         "short_since",
@@ -175,10 +175,10 @@ class Flow:
         self.short_since: float | None = None
         self.content_until = 0.0
         self.content_s = _CONTENT_S
-        self.lapse = 0
-        """For how many ticks it has not looked short; below, how many did since a trial began, and in how many of these
-        the pool had no more to give."""
+        self.lapse_s = 0.0
+        """For how long it has not looked short."""
         self.trials = self.trial_saturated = 0
+        """Ticks in which it looked short since a trial began, and in how many of these the pool had no more to give."""
         self.trial_share = 0.0
 
     def forget_trial(self) -> None:
@@ -295,11 +295,11 @@ class Balance:
         if share >= 1:
             flow.content_s = _CONTENT_S
         if not short:
-            flow.lapse += 1
-            if share >= _SHORT or flow.lapse > _LAPSE_TICKS:
+            flow.lapse_s += since
+            if share >= _SHORT or flow.lapse_s > _LAPSE_S:
                 flow.forget_trial()
             return False
-        flow.lapse = 0
+        flow.lapse_s = 0.0
         if now < flow.content_until:
             return False
         flow.short_since = now if flow.short_since is None else flow.short_since

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from innkeeper.fabric.catalog import Catalog, Disk
 from innkeeper.fabric.groups import GROUP_BYTES
 from innkeeper.fabric.oplog import SEGMENT_BYTES, OpLog
+from innkeeper.fabric.relief import MOST_TRIES, REFUSED_S, Relief
 from innkeeper.model.problems import Failed, NoSpace, Problem, Unavailable
 
 if TYPE_CHECKING:
@@ -54,15 +55,17 @@ class PoolSpace:
     devices: Devices
     log: OpLog
     store: GroupStore
+    relief: Relief
+    removals: int
     _pending_bytes: int
 
     def refusal(self) -> Problem:
         raise NotImplementedError
 
-    def ask_for_drain(self, disks: Iterable[Disk]) -> bool:
+    def ask_for_drain(self, disks: Iterable[Disk]) -> int | None:
         raise NotImplementedError
 
-    def ask_for_sweep(self) -> bool:
+    def ask_for_sweep(self, ticket: int) -> None:
         raise NotImplementedError
 
     # -- the log ---------------------------------------------------------------------------------------------------
@@ -92,20 +95,43 @@ class PoolSpace:
             if short is not None:
                 raise self._no_space(disk, short)
 
+    def has_room(self, disk: Disk, size: int) -> bool:
+        """Whether the disk may write ``size`` bytes more as things are."""
+        return disk.credit_bytes >= size or self._grant(disk, size) is None
+
     def waits_for_room(self, disk: Disk, size: int) -> bool:
-        """Whether only a drain or a sweep can tell if the disk may write ``size`` bytes more, and is under way: what
-        waits in the log counts twice until it is drained, and what is dead counts until it is swept. ``on_room`` is
-        called when it is done. Cheap where the disk may write."""
+        """Whether it is being found out if the disk may write ``size`` bytes more: what waits in the log counts twice
+        until it is drained, and what is dead counts until it is swept. ``on_room`` is called when to ask again. Cheap
+        where the disk may write."""
         if disk.credit_bytes >= size:
             return False
-        short = self._grant(disk, size)
+        short, plight = self._grant(disk, size), disk.plight
         if short is None or self.read_only:
+            plight.over()
             return False
+        now = self.io.clock.monotonic()
+        hopeless = now < plight.until and plight.removals == self.removals
+        if plight.ticket is None and (hopeless or not self._ask_relief(disk, short)):
+            return False
+        assert plight.ticket is not None
+        if self.relief.drained < plight.ticket:
+            return True
+        if short == SHORT_OF_ROOM:
+            if self.relief.swept < plight.ticket:
+                self.ask_for_sweep(plight.ticket)
+                return True
+            if self.relief.freed_bytes and plight.tries < MOST_TRIES:
+                plight.tries += 1
+                return self._ask_relief(disk, short)
+        plight.over()
+        plight.until, plight.removals = now + REFUSED_S, self.removals
+        return False
+
+    def _ask_relief(self, disk: Disk, short: str) -> bool:
+        """Ask for a drain of whatever the room that is short is shared with; False where nobody works."""
         disks = self._disks_of(disk.storage_id) if short == SHORT_OF_QUOTA else list(self.catalog.disks.values())
-        waiting = [each for each in disks if each.undrained_bytes]
-        if waiting:
-            return self.ask_for_drain(waiting)
-        return short == SHORT_OF_ROOM and self.ask_for_sweep()
+        disk.plight.ticket = self.ask_for_drain(each for each in disks if each.undrained_bytes)
+        return disk.plight.ticket is not None
 
     def _grant(self, disk: Disk, size: int) -> str | None:
         """Let the disk write ``size`` bytes and some more; else what it is short of, and nothing is granted."""

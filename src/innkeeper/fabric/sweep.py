@@ -31,7 +31,7 @@ from innkeeper.fabric.rewrite import AS_THEY_ARE, NOTHING, write_generation
 from innkeeper.fabric.shelves import Draft
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.store import LIVE
-from innkeeper.fabric.upkeep import SHORT_BYTES, PoolUpkeep
+from innkeeper.fabric.upkeep import IDLE_DRAIN_S, SHORT_BYTES, PoolUpkeep
 from innkeeper.model.problems import Failed, NoSpace, Problem
 from innkeeper.system.clock import Activity
 from innkeeper.system.files import Io
@@ -71,10 +71,8 @@ class PoolSweep(PoolUpkeep):
     _live_bytes = 0
     _held_back = frozenset[str]()
     """The holds at the last sweep, where that left dead data for their sake."""
-    _in_vain_at: int | None = None
-    """``changes`` when a sweep in need found nothing to take back."""
-    _in_need = False
-    """Whether somebody waits for what a sweep finds."""
+    _kept_at: tuple[int, float] | None = None
+    """``commits`` and the time when a sweep last left dead groups that the log names."""
     _sweeper: Activity | None = None
     sweep_problem: Problem | None = None
     paused = False
@@ -85,8 +83,13 @@ class PoolSweep(PoolUpkeep):
         super().__init__(io, path, limits)
 
     def sweep_is_due(self) -> bool:
-        released = bool(self._held_back - set(self.catalog.holds))
-        return self.sweep_wanted or released or self._stored_bytes() > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
+        if self.sweep_wanted or self._held_back - set(self.catalog.holds):
+            return True
+        if self._kept_at is not None:
+            commits, at = self._kept_at
+            if commits != self.commits and self.io.clock.monotonic() - at > IDLE_DRAIN_S:
+                return True
+        return self._stored_bytes() > SWEEP_AT * self._live_bytes + SWEEP_FROM_BYTES
 
     def _stored_bytes(self) -> int:
         return sum(row.size_bytes for row in list(self.store.rows.values()))
@@ -105,32 +108,27 @@ class PoolSweep(PoolUpkeep):
         if self._sweeper is not None:
             self._sweeper.kick()
 
-    def ask_for_sweep(self) -> bool:
-        """Have a sweep for somebody who waits for room; cheap, for the event loop. False where it would find none, or
-        sweeps fail."""
-        if self._in_vain_at == self.changes or self.sweep_problem is not None:
-            return False
-        self._in_need = self.sweep_wanted = True
+    def ask_for_sweep(self, ticket: int) -> None:
+        """Have a sweep for somebody who waits for room; cheap, for the event loop."""
+        self.relief.ask_sweep(ticket)
         self.wake_sweeper()
-        return True
 
     def _sweep_step(self) -> float:
-        short, in_need = self._room_is_short(), self._in_need
-        if self.read_only or not self.sweep_is_due() or (self.paused and not short and not in_need):
+        short, in_need = self._room_is_short(), self.relief.wants_sweep
+        if self.read_only or not (in_need or (self.sweep_is_due() and (short or not self.paused))):
             return LOOK_S
-        self._in_need = False
-        changes = self.changes
+        ticket, freed = self.relief.begin_sweep(), 0
         try:
             if in_need:
-                swept = self.sweep(COMPACT_BELOW_IN_NEED, enough_bytes=SHORT_BYTES)
+                freed = self.sweep(COMPACT_BELOW_IN_NEED, enough_bytes=SHORT_BYTES)["freed_bytes"]
             else:
-                swept = self.sweep(gentle=not short)
+                self.sweep(gentle=not short)
             self.sweep_problem = None
-            if in_need and not swept["freed_bytes"]:
-                self._in_vain_at = changes
         except Problem as problem:
             self.sweep_problem = problem
+            self.sweep_wanted = True
         if in_need:
+            self.relief.end_sweep(ticket, freed)
             self.on_room()  # or who waits is to be told that there is none
         return LOOK_S
 
@@ -171,7 +169,7 @@ class PoolSweep(PoolUpkeep):
                         freed += each.freed_bytes
                 self.on_room()
                 if enough_bytes is not None and self.room_bytes() >= enough_bytes:
-                    self.sweep_wanted = bool(chosen)
+                    self.sweep_wanted |= bool(chosen)
                     break
                 if gentle:
                     self._rest(self.io.clock.monotonic() - began)
@@ -262,8 +260,8 @@ class PoolSweep(PoolUpkeep):
         self._held_back = holds if any(number in held for _, number in chosen) else frozenset()
         chosen = [each for each in chosen if each[1] not in held]
         kept = {number for share, number in chosen if not share and number in named}
+        self._kept_at = (self.commits, self.io.clock.monotonic()) if kept else None
         if kept:  # a record of the log names them; until that is drained, recovery would miss them
-            self.sweep_wanted = True
             chosen = [each for each in chosen if each[1] not in kept]
         self._live_bytes = live_total
         chosen.sort()

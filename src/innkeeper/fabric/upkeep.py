@@ -18,6 +18,7 @@ from innkeeper.fabric.groupwriter import GroupWriter, Written
 from innkeeper.fabric.layers import Layer
 from innkeeper.fabric.layout import Root
 from innkeeper.fabric.maps import DataCount
+from innkeeper.fabric.relief import Relief
 from innkeeper.fabric.space import Limits
 from innkeeper.model.problems import Failed, NoSpace, Problem
 from innkeeper.system.clock import Activity
@@ -45,12 +46,12 @@ class PoolUpkeep(PoolControl):
     _last_drain = 0.0
     _synced_bytes = 0
     """What had been written when this last synced."""
-    _asked: set[str]
-    """Disks whose writes somebody waits to see drained."""
     drain_problem: Problem | None = None
+    commits = 0
+    """Counts drained layers."""
 
     def __init__(self, io: Io, path: str, limits: Limits) -> None:
-        self._asked = set()
+        self.relief = Relief()
         super().__init__(io, path, limits)
 
     def start_upkeep(self) -> None:
@@ -72,14 +73,14 @@ class PoolUpkeep(PoolControl):
         if self._drainer_activity is not None and self._log_is_long():
             self._drainer_activity.kick()
 
-    def ask_for_drain(self, disks: Iterable[Disk]) -> bool:
-        """Have the disks' writes drained soon; cheap, for the event loop. False where drains fail."""
-        if self.drain_problem is not None:
-            return False
-        self._asked.update(disk.id for disk in disks)
-        if self._drainer_activity is not None:
-            self._drainer_activity.kick()
-        return True
+    def ask_for_drain(self, disks: Iterable[Disk]) -> int | None:
+        """Have the disks' writes drained soon; cheap, for the event loop. The ticket of ``relief``; None where nobody
+        drains in the background."""
+        if self._drainer_activity is None:
+            return None
+        ticket = self.relief.ask(disk.id for disk in disks)
+        self._drainer_activity.kick()
+        return ticket
 
     def _log_is_long(self) -> bool:
         """Whether the log, or what went past it and stands in layers, is to be drained now."""
@@ -105,7 +106,7 @@ class PoolUpkeep(PoolControl):
     def _drain_step(self) -> float:
         """Drain one layer when the log is long, when room is short, or when nothing was drained for a while."""
         idle = self.io.clock.monotonic() - self._last_drain > IDLE_DRAIN_S
-        if self._asked and not self.read_only:
+        if self.relief.wants_drain and not self.read_only:
             return self._drain_asked()
         if self.read_only or not (self._log_is_long() or idle or (self.sweep_wanted and self._room_is_short())):
             return REST_S
@@ -147,17 +148,15 @@ class PoolUpkeep(PoolControl):
     # -- draining --------------------------------------------------------------------------------------------------
 
     def _drain_asked(self) -> float:
-        asked, self._asked = self._asked, set()
+        ticket, disks = self.relief.begin_drain()
         try:
-            self.drain(asked)
+            self.drain(disks)
+            self.drain_problem = None
         except Problem as problem:
             self.drain_problem = problem
-            self._asked |= asked
-            self.on_room()  # who waits is to be told that there is none
-            return RETRY_S
-        self.drain_problem = None
-        self.on_room()
-        return 0.0
+        self.relief.drained = ticket
+        self.on_room()  # or who waits is to be told that there is none
+        return 0.0 if self.drain_problem is None else RETRY_S
 
     def drain(self, disk_ids: Collection[str] | None = None) -> dict[str, int]:
         """Drain everything written before the call, or what those disks have; for worker threads.
@@ -259,7 +258,7 @@ class PoolUpkeep(PoolControl):
                 catalog.unrebase(layer, layers, snapshots)
                 raise
             self.bypass.recorded(recorded)
-            self.changes += 1
+            self.commits += 1
             self._adopt(written)
             with self.lock:
                 layer.gone = True

@@ -190,6 +190,7 @@ class Volume:
 
     def _stage_range(self, disk: Disk, page: int, count: int) -> None:
         if count > 0:
+            disk.plight.until = 0.0  # there will be more room than when it was refused
             with self._pool.lock:
                 self._pool.stage_record(disk.open, Record(disk.number, disk.epoch, ZERO, page, count))
 
@@ -198,7 +199,7 @@ class Volume:
         return self._pool.log_room() if self._disk is None else self._pool.log_room_of(self._disk)
 
     def waits_for_room(self, length: int) -> bool:
-        """Whether a write of ``length`` bytes has to wait for a drain, which then tells whether there is room."""
+        """Whether a write of ``length`` bytes has to wait for a drain or a sweep, to see whether there is room."""
         return self._disk is not None and self._pool.waits_for_room(self._disk, length + PAGE)
 
     def _merged(self, offset: int, data: Buffer) -> tuple[int, bytes]:

@@ -190,6 +190,34 @@ def test_a_pool_full_of_what_was_overwritten_takes_writes_until_it_is_full_of_wh
         lab.close()
 
 
+def test_long_writes_that_began_are_finished_though_others_take_the_room(tmp_path: Path) -> None:
+    limits = Limits(
+        log_bytes=16 * MIB, segment_bytes=2 * MIB, group_bytes=4 * MIB, headroom_bytes=8 * MIB, capacity_bytes=128 * MIB
+    )
+    lab = NbdLab(tmp_path, limits)
+    errors = list[int]()
+
+    def overwrite(export: str, length: int, count: int, spread: int) -> None:
+        with lab.connect(export) as client:
+            for number in range(count):
+                errors.append(client.ask(WRITE, number % spread * length, data=os.urandom(length)).error)
+
+    try:
+        work = [(4 * MIB, 60, 8), (MIB // 2, 300, 16), (65536, 1500, 64)]
+        threads = [
+            threading.Thread(target=overwrite, args=(lab.disk(64 * MIB), length, count, spread))
+            for length, count, spread in work
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        lab.close()
+    assert len(errors) == sum(count for _, count, _ in work)
+    assert set(errors) == {0}, "all of it fits, once what is dead has been swept"
+
+
 def apart(number: int) -> int:
     """Offsets of blocks that follow each other so far apart that they are no stream."""
     return number * 129 % 1024 * 65536

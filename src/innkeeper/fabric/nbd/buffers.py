@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import socket
 
+AHEAD_BYTES = 2 << 20
+"""What a client may send ahead; longer writes get a buffer of their own."""
+STREAM_WRITE_BYTES = 256 << 10
+"""Writes of streams from this length on get one too: a worker keeps it, and copying it would keep everyone waiting."""
 KEPT = 8
 """Buffers that a connection keeps for its next writes."""
 KEPT_BYTES = 2 << 20

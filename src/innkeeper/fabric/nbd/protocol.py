@@ -152,3 +152,8 @@ def error_of(problem: Problem) -> NbdError:
     if isinstance(problem, Unavailable):
         return NbdError.ESHUTDOWN
     return NbdError.EIO
+
+
+def write_error(problem: Problem, end: int, size_bytes: int) -> NbdError:
+    """The same for a write; one beyond the export's end is to be ENOSPC."""
+    return NbdError.ENOSPC if isinstance(problem, Invalid) and end > size_bytes else error_of(problem)

@@ -31,6 +31,8 @@ MAX_HANDSHAKES = 64
 MAX_CONNECTIONS = 32
 """Connections of one attachment; more are closed. Each may hold what ``session`` lets it."""
 HOLD_PATIENCE_S = 5.0
+LOOK_AGAIN_S = 5.0
+"""How often those who wait for room are looked at, told or not."""
 HOLD_POLL_S = 0.001
 _SEND_BUFFER_BYTES = 1 << 20
 _PEER = Struct("iII")
@@ -62,9 +64,11 @@ class NbdServer:
         self._shaking: Counter[int] = Counter()
         """Handshakes under way, by uid."""
         self._accepting: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
         pools.on_close = self._let_go
 
     def start(self) -> None:
+        self._looking = self._loop.call_later(LOOK_AGAIN_S, self._look_again)
         self._listener.setblocking(False)
         self._accepting = asyncio.create_task(self._accept())
 
@@ -174,6 +178,8 @@ class NbdServer:
         for session in list(self._sessions):
             session.close()
         self._gate.close()
+        if self._looking is not None:
+            self._looking.cancel()
         for pool, turn in self._turns.items():
             pool.on_room = pool.on_policies = lambda: None
             turn.close()
@@ -186,6 +192,12 @@ class NbdServer:
     def _go_on(self) -> None:
         for session in list(self._sessions):
             session.room()
+
+    def _look_again(self) -> None:
+        """Whatever kept those who wait from being told."""
+        self._looking = self._loop.call_later(LOOK_AGAIN_S, self._look_again)
+        if any(session.awaits_log for session in self._sessions):
+            self._go_on()
 
     async def _accept(self) -> None:
         while True:

@@ -18,7 +18,7 @@ from innkeeper.fabric.bypass import Stored
 from innkeeper.fabric.layout import BLOCK
 from innkeeper.fabric.meters import DiskMeter
 from innkeeper.fabric.nbd import replies
-from innkeeper.fabric.nbd.buffers import Buffers, LongWrite
+from innkeeper.fabric.nbd.buffers import AHEAD_BYTES, STREAM_WRITE_BYTES, Buffers, LongWrite
 from innkeeper.fabric.nbd.negotiation import Agreed
 from innkeeper.fabric.nbd.protocol import (
     MAX_REQUEST_BYTES,
@@ -28,20 +28,17 @@ from innkeeper.fabric.nbd.protocol import (
     NbdError,
     command_flags,
     error_of,
+    write_error,
 )
 from innkeeper.fabric.nbd.turn import Due, Turn
 from innkeeper.fabric.nbd.work import Work
 from innkeeper.fabric.nbd.workers import Workers
 from innkeeper.fabric.pool import Pool
 from innkeeper.fabric.qos import Flow
-from innkeeper.model.problems import Invalid, Problem
+from innkeeper.model.problems import Problem
 
 log = logging.getLogger(__name__)
 
-BUFFER_BYTES = 2 << 20
-"""What a client may send ahead; longer writes get a buffer of their own."""
-STREAM_WRITE_BYTES = 256 << 10
-"""Writes of streams from this length on get one too: a worker keeps it, and copying it would keep everyone waiting."""
 INLINE_READ_BYTES = 1 << 20
 """Longer reads go to a worker even when they are in memory, so that they keep nobody waiting."""
 MAX_OUT_BYTES = 8 << 20
@@ -91,11 +88,12 @@ class Session:
         self.flow: Flow | None = None
         """The QoS policy's flow that its requests draw on."""
         self._throttled: asyncio.TimerHandle | None = None
-        self._buffer = bytearray(BUFFER_BYTES)
+        self._buffer = bytearray(AHEAD_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
         self._long: LongWrite | None = None
+        self._whole: LongWrite | None = None  # it has been received, and waits for room
         self._buffers = Buffers()
         self._out: deque[Buffer] = deque()
         self._out_bytes = 0
@@ -139,7 +137,7 @@ class Session:
         self.volume.close()
         # What else holds on to this session lets go at some time: its buffers go now.
         self._buffer, self._view = bytearray(), memoryview(b"")
-        self._long, self._buffers = None, Buffers()
+        self._long, self._whole, self._buffers = None, None, Buffers()
         self._out.clear()
         self._on_closed()
 
@@ -156,7 +154,7 @@ class Session:
             self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def room(self) -> None:
-        """The log has room again: go on with what was left unparsed."""
+        """There may be room again: go on with what was left unparsed."""
         self.awaits_log = False
         self._go_on()
 
@@ -164,7 +162,7 @@ class Session:
         """Take nothing from the client until its policy allows the next request."""
         self._meter.waits += 1
         self._pause()
-        self._throttled = self._loop.call_later(wait_s, self._let_go)
+        self._throttled = self._loop.call_later(wait_s, self._unthrottle)
 
     def regulate(self, flow: Flow | None) -> None:
         """Draw on that flow from now on; what was held back under another is looked at again."""
@@ -172,17 +170,17 @@ class Session:
             self.flow = flow
             if self._throttled is not None:
                 self._throttled.cancel()
-                self._let_go()
-
-    def _let_go(self) -> None:
-        self._throttled = None
-        self._go_on()
+                self._unthrottle()
 
     def _go_on(self) -> None:
         held = self._reading or self.awaits_log or self.frozen or self._throttled is not None
-        if not (held or self._closed or self._ending or self._crowded()):
+        if not (held or self._closed or self._ending or self._crowded()) and self._take_whole():
             self._resume()
             self._parse()
+
+    def _unthrottle(self) -> None:
+        self._throttled = None
+        self._go_on()
 
     def _crowded(self) -> bool:
         return self._out_bytes > MAX_OUT_BYTES or self.work.size_bytes > MAX_WORKING_BYTES
@@ -192,8 +190,9 @@ class Session:
             if self._long is not None:
                 if not self._long.receive(self._sock):
                     return
-                whole, self._long = self._long, None
-                self._write(*whole.request, whole.buffer)
+                self._whole, self._long = self._long, None
+                if not self._take_whole():
+                    return
             else:
                 if self._start:
                     self._make_room()
@@ -209,6 +208,16 @@ class Session:
             self.close()
             return
         self._parse()
+
+    def _take_whole(self) -> bool:
+        """Write the long write that has been received, if one has; False where it has to wait for room once more."""
+        if (whole := self._whole) is not None:
+            if self.volume.log_room() <= 0 or self.volume.waits_for_room(len(whole.buffer)):
+                self._await_log()
+                return False
+            self._whole = None
+            self._write(*whole.request, whole.buffer)
+        return True
 
     def _parse(self) -> None:
         """Take every whole request from the buffer."""
@@ -233,12 +242,12 @@ class Session:
                 return
             body = start + _HEADER
             if command == _WRITE:
-                if room <= 0 or volume.waits_for_room(length):
-                    self._await_log()
-                    break
                 if length > MAX_REQUEST_BYTES:
                     self.close()
                     return
+                if room <= 0 or volume.waits_for_room(length):
+                    self._await_log()
+                    break
                 short = end - body < length
                 if short and not self._deserves_buffer(offset, length):
                     break
@@ -272,7 +281,7 @@ class Session:
         self._turn.at_end(self)
 
     def _await_log(self) -> None:
-        """Take nothing from the client until the log has room for it, or a drain has told whether the pool has."""
+        """Take nothing from the client until the log has room, or it is known whether the pool has."""
         self._meter.waits += 1
         self.awaits_log = True
         if self.flow is not None:
@@ -281,7 +290,7 @@ class Session:
 
     def _deserves_buffer(self, offset: int, length: int) -> bool:
         """Whether a write that is not whole yet is received into a buffer of its own."""
-        return length > BUFFER_BYTES - _HEADER or (length >= STREAM_WRITE_BYTES and self.volume.expects(offset))
+        return length > AHEAD_BYTES - _HEADER or (length >= STREAM_WRITE_BYTES and self.volume.expects(offset))
 
     def _make_room(self) -> None:
         """Give the buffer room for more; what was staged from it has been taken by the log."""
@@ -340,7 +349,7 @@ class Session:
                 return
             self.volume.stage_write(offset, data)
         except Problem as problem:
-            self._fail(_WRITE, cookie, self._write_error(problem, offset + len(data)))
+            self._fail(_WRITE, cookie, write_error(problem, offset + len(data), self.volume.size_bytes))
             return
         self._written(flags, cookie, len(data))
 
@@ -361,7 +370,7 @@ class Session:
             try:
                 self.volume.stage_stored(offset, kept, stored)
             except Problem as problem:
-                self._fail(_WRITE, cookie, self._write_error(problem, offset + len(kept)))
+                self._fail(_WRITE, cookie, write_error(problem, offset + len(kept), self.volume.size_bytes))
                 return
             self._written(flags, cookie, len(kept))
             if whole and stored is not None and isinstance(kept, bytearray):
@@ -376,17 +385,11 @@ class Session:
             self._packing,
         )
 
-    def _write_error(self, problem: Problem, end: int) -> NbdError:
-        """The protocol wants ENOSPC of a write beyond the end."""
-        if isinstance(problem, Invalid) and end > self.volume.size_bytes:
-            return NbdError.ENOSPC
-        return error_of(problem)
-
     def _zero(self, flags: int, cookie: bytes, offset: int, length: int) -> None:
         try:
             self.volume.stage_zero(offset, length)
         except Problem as problem:
-            self._fail(Command.WRITE_ZEROES, cookie, self._write_error(problem, offset + length))
+            self._fail(Command.WRITE_ZEROES, cookie, write_error(problem, offset + length, self.volume.size_bytes))
             return
         self._has_staged(cookie, flags)
 
