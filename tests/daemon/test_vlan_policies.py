@@ -6,9 +6,10 @@ import pytest
 
 from innkeeper.daemon import vlans
 from innkeeper.daemon.ports import vlan_policy
-from innkeeper.daemon.vlans import check_vlan
+from innkeeper.daemon.vlans import check_priority, check_vlan
 from innkeeper.model.problems import Conflict, Invalid, Unavailable
 from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.traffic import NicTraffic
 from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan, parse_vlan
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
@@ -79,3 +80,15 @@ def test_a_trunk_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) ->
     assert refused.value.code == "network.kernel_lacks"
     assert "bridge_vlan_filtering" in str(refused.value)
     assert "access VLANs" in (refused.value.remedy or "")
+
+
+def test_a_priority_needs_a_kernel_that_can_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, inside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL), Switch(name="in", subnet="10.77.0.0/24")
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    check_priority(outside, NicTraffic(pcp=0))
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: {part: part != "sch_ingress" for part in parts})
+    check_priority(outside, NicTraffic())
+    check_priority(inside, NicTraffic(pcp=5))
+    with pytest.raises(Unavailable) as refused:
+        check_priority(outside, NicTraffic(pcp=0))
+    assert refused.value.code == "network.kernel_lacks" and "sch_ingress" in str(refused.value)

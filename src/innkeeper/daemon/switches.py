@@ -30,9 +30,9 @@ from innkeeper.model.resources import Acl, Condition, HostSettings, Nic, Switch,
 from innkeeper.model.tracing import ReachAsk, Trace
 from innkeeper.network import addresses, foreign
 from innkeeper.network.dhcp_policy import check_dhcp
-from innkeeper.network.kernel import Report
 from innkeeper.network.plan import Standing
 from innkeeper.network.policy import APART, PortPolicy, SwitchPolicy
+from innkeeper.network.report import Report
 from innkeeper.network.switch import SwitchRunner
 from innkeeper.system import process
 

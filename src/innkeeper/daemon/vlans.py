@@ -1,4 +1,4 @@
-"""What a card's VLAN needs of its switch and of this host's kernel."""
+"""What a card's VLAN, and the priority of what it sends there, needs of its switch and of this host's kernel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from innkeeper.daemon.ports import vlan_policy
 from innkeeper.model.problems import Conflict, Invalid
 from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.traffic import NicTraffic
 from innkeeper.model.vlan import NicVlan
-from innkeeper.network.features import VLAN_FILTERING, lacking, lacks
+from innkeeper.network.features import PRIORITIES, VLAN_FILTERING, lacking, lacks
 from innkeeper.network.host_vlans import host_vlans
 from innkeeper.network.vlan_policy import OWN_VLAN, UNTAGGED, VlanPolicy, carries
 from innkeeper.system.kernel_parts import kernel_parts
@@ -38,6 +39,13 @@ def check_vlan(switch: Switch, vlan: NicVlan) -> None:
             raise lacks(part, what, VLAN_FILTERING.still)
     if outside and switch.uplink is not None:
         _check_host_vlans(switch.uplink.devices, policy)
+
+
+def check_priority(switch: Switch, traffic: NicTraffic) -> None:
+    """Raises ``Unavailable`` (``network.kernel_lacks``) where the uplink cannot be given the card's priority."""
+    if switch.switch_kind is SwitchKind.EXTERNAL and traffic.pcp is not None:
+        for part in lacking(PRIORITIES, kernel_parts(PRIORITIES.parts)):
+            raise lacks(part, "an 802.1p priority", PRIORITIES.still)
 
 
 def _check_host_vlans(cards: Iterable[str], policy: VlanPolicy) -> None:
