@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,18 @@ from typing import Any
 
 import pytest
 
+from innkeeper.daemon import vlans
 from innkeeper.daemon.learning import Learning
+from innkeeper.daemon.nics import Nics
 from innkeeper.daemon.rooms import Rooms
+from innkeeper.daemon.switches import Switches
+from innkeeper.model import requests as ask
+from innkeeper.model.problems import Failed
 from innkeeper.model.resources import Nic, Switch, SwitchKind, Vm, VmSpec, VmStatus
 from innkeeper.model.vlan import parse_vlan
 from innkeeper.network.dhcp_messages import Message
+from innkeeper.network.plan import Standing
+from innkeeper.network.policy import PortPolicy
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
 
@@ -91,3 +99,62 @@ def test_the_address_of_a_document_counts_in_its_vlan(inn: Inn) -> None:
     inn.given(ten, 10)
     inn.given(plain, None)
     assert inn.has_it(ten, plain) == [False, True]
+
+
+class Runner:
+    """Ports by bridge, as a change of one makes them unless it is refused."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.now = standing
+        self.refuses = False
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def standing(self, _bridge: str) -> Standing:
+        return self.now
+
+    async def move_port(self, _bridge: str, port: PortPolicy) -> None:
+        if self.refuses:
+            self.refuses = False
+            raise Failed("nft.refused", "no")
+        self.meanwhile()
+        self.now = self.now.with_port(port)
+
+    async def update_rules(self, ports: list[PortPolicy]) -> None:
+        for port in ports:
+            self.now = self.now.with_port(port)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_was_learned_is_forgotten_once_the_card_is_elsewhere(
+    inn: Inn, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    switches, card = Switches(inn.rooms), inn.card(1, "access:10")
+    inn.learning = switches.learning
+    switches._plugged = {card.id}
+    runner = Runner(Standing(switches._policy(inn.switch), {port.tap: port for port in switches._ports(inn.switch)}))
+    monkeypatch.setattr(switches, "_runner", runner)
+    inn.given(card, 10)
+    asyncio.run(switches.port_changed(card, card))
+    (port,) = runner.now.ports.values()
+    assert port.learns and inn.has_it(card) == [True], "a change of another kind takes nothing away"
+    runner.refuses = refused
+    with pytest.raises(Failed) if refused else nullcontext():
+        asyncio.run(Nics(inn.rooms, switches).set(card.id, ask.NicSet(vlan=parse_vlan("access:20"))))
+    card = inn.rooms.store.get(Nic, card.id)
+    assert inn.has_it(card) == [refused]
+    (port,) = runner.now.ports.values()
+    assert (ADDRESS in port.known4) == refused
+
+
+def test_what_is_learned_on_the_way_counts(inn: Inn, monkeypatch: pytest.MonkeyPatch) -> None:
+    switches, card = Switches(inn.rooms), inn.card(1, "access:10")
+    inn.learning = switches.learning
+    switches._plugged = {card.id}
+    runner = Runner(Standing(switches._policy(inn.switch), {port.tap: port for port in switches._ports(inn.switch)}))
+    monkeypatch.setattr(switches, "_runner", runner)
+    moved = inn.rooms.change(card, None, vlan=parse_vlan("access:20"))
+    runner.meanwhile = lambda: inn.given(moved, 20)
+    asyncio.run(switches.port_changed(moved, card))
+    (port,) = runner.now.ports.values()
+    assert inn.has_it(moved) == [True] and ADDRESS in port.known4

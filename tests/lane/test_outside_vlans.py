@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import Any
 
 import frames as f
 import pytest
@@ -17,7 +18,7 @@ from host_lab import BRIDGE, HOST4, MAC, Host, new_host, plugged, until
 from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, run_in
 
 from innkeeper.model.problems import Problem
-from innkeeper.network import uplink_priorities
+from innkeeper.network import uplink_priorities, vlan_bridge
 from innkeeper.network.capture import open_socket, tag_of
 from innkeeper.network.host_vlans import host_vlans
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
@@ -280,6 +281,40 @@ def test_a_change_that_is_refused_leads_nowhere_else(
     host.do(host.runner.update_port(guests[2].port))
 
 
+def all_leave_tagged(host: Host, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest of VLAN 10 that sends all the while is plugged into the switch: nothing of it is without the tag."""
+    other = SwitchPolicy("other", f"inbr-{INN_ID}3", kind="private", vlans=True)
+    host.do(host.runner.ensure(other, [port(9)]))
+    guest = Guest(port(9), host.do(host.runner.open_tap(port(9).tap)))
+    ensure = vlan_bridge.ensure
+
+    def late(*facts: Any) -> list[str]:
+        for _ in range(3):
+            with suppress(OSError):  # it is down
+                guest.send(broadcast(guest.mac, b"all the while;"))
+            time.sleep(0.05)
+        return ensure(*facts)
+
+    monkeypatch.setattr(vlan_bridge, "ensure", late)
+    try:
+        host.do(host.runner.move_port(BRIDGE, port(9)))
+        host.ip(f"link set {guest.port.tap} nomaster")
+        assert f"plug tap {guest.port.tap} into {BRIDGE}" in host.do(host.runner.repair()).done
+        guest.send(broadcast(guest.mac, b"the end;"))
+        assert {tag for tag, frame in outside.arrived(b"the end;") if frame[6:12] == f.mac(guest.mac)} == {10}
+        assert host.do(host.runner.repair()).done == []
+    finally:
+        os.close(guest.descriptor)
+        host.do(host.runner.remove_port(guest.port.tap))
+        host.do(host.runner.remove(other.bridge))
+
+
+def test_a_guest_that_is_plugged_in_is_in_its_vlan_from_the_first_frame(
+    host: Host, guests: dict[int, Guest], outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_leave_tagged(host, outside, monkeypatch)
+
+
 def test_an_uplink_that_another_bridge_has_keeps_its_vlans(host: Host, guests: dict[int, Guest]) -> None:
     host.ip("link add br9 type bridge vlan_filtering 1")
     host.ip("link set eth0 nomaster")
@@ -327,7 +362,9 @@ def test_what_vlan_cards_ask_is_heard_at_a_card_that_puts_no_tags_in_itself(host
         host.ip("link del plain0")
 
 
-def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+def test_without_vlans_the_bridge_filters_nothing(
+    host: Host, guests: dict[int, Guest], outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert filters(host)
     for number in POLICIES:
         host.do(host.runner.update_port(replace(guests[number].port, vlan=UNTAGGED)))
@@ -337,3 +374,7 @@ def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, 
     guests[3].send(broadcast(guests[3].mac, b"plain;"))
     assert outside.tag_of(b"plain;") is None
     assert until(host.reaches)
+    host.do(host.runner.ensure(replace(made_switch(host), vlans=True), ports))
+    assert not filters(host)
+    all_leave_tagged(host, outside, monkeypatch)
+    assert not filters(host), "the first VLAN has gone with its card"

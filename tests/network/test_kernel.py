@@ -118,6 +118,43 @@ def test_a_vlan_is_put_back_with_a_change_that_is_refused(
     assert vlans[-2:] == [{PORT.tap: VlanPolicy("access", 20)}, {PORT.tap: here.vlan}]
 
 
+def test_nothing_passes_a_tap_before_it_is_in_its_vlan(
+    still: StillKernel, vlans: list[dict[str, VlanPolicy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the tap open goes on sending while it is plugged in."""
+    kernel, order = still.kernel, list[str]()
+    make = still.links.ensure_tap
+
+    def ensure_tap(port: PortPolicy, *facts: object, closed: bool) -> list[str]:
+        order.append(f"{port.tap} joins {'closed' if closed else 'open'} after {len(vlans)}")
+        return make(port, *facts)
+
+    def open_up(taps: Iterable[str]) -> None:
+        order.extend(f"{tap} opens after {len(vlans)}" for tap in taps)
+
+    monkeypatch.setattr(still.links, "ensure_tap", ensure_tap)
+    monkeypatch.setattr(still.links, "open_up", open_up, raising=False)
+    apart = replace(PORT, vlan=VlanPolicy("access", 10))
+    actions: list[Callable[[], object]] = [
+        lambda: kernel.ensure(OUT, [apart]),
+        lambda: kernel.move_port(AWAY.bridge, apart),
+        lambda: kernel.repair(),
+    ]
+    kernel.ensure(AWAY, [])
+    for number, act in enumerate(actions):
+        still.links.present.pop(PORT.tap, None)
+        order.clear()
+        vlans.clear()
+        act()
+        joins = [line for line in order if line.startswith(PORT.tap)]
+        assert joins[0] == f"{PORT.tap} joins closed after {joins[0][-1]}", number
+        assert joins[1] == f"{PORT.tap} opens after {int(joins[0][-1]) + 1}", number
+    kernel.ensure(LAN, [])
+    order.clear()
+    kernel.move_port(LAN.bridge, replace(PORT, vlan=VlanPolicy("access", 10)))
+    assert order[0].startswith(f"{PORT.tap} joins open"), "without tags there it is not in the way"
+
+
 def test_a_card_with_a_vlan_goes_where_the_bridge_is_gone(still: StillKernel, vlans: object) -> None:
     kernel = still.kernel
     kernel.ensure(OUT, [replace(PORT, vlan=VlanPolicy("access", 10))])

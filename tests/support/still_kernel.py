@@ -56,7 +56,7 @@ class Links(Quiet):
     def ensure_bridge(self, switch: SwitchPolicy, _present: Device | None) -> list[str]:
         return self._make(switch.bridge, "bridge")
 
-    def ensure_tap(self, port: PortPolicy, *_: object) -> list[str]:
+    def ensure_tap(self, port: PortPolicy, *_: object, **__: object) -> list[str]:
         return self._make(port.tap, "tun")
 
     def remove(self, name: str, _kind: str) -> bool:

@@ -171,6 +171,13 @@ class Learning:
         for key in [key for key in self._documents if key[0] == nic.id]:
             self._rooms.store.delete("learned", self._documents.pop(key).id)
 
+    def forget_before(self, nic: Nic, then_s: float) -> None:
+        """The card is in another network since then."""
+        left = tuple(one for one in self._all.get(_key(nic), ()) if one.learned_s >= then_s)
+        self.forget(nic)
+        if left:
+            self._keep(nic, left)
+
     # --- listening ---
 
     async def _listen(self, switch_id: str, device: str) -> None:

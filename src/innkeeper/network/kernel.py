@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
@@ -336,22 +336,22 @@ class Kernel:
         else:
             lost = {tap} if old is not None and self._links.device(tap) is None else set[str]()
             try:
-                done += self._ensure_tap(switch, new)
-                self._remade |= lost
-                done += self._ensure_vlans(changed)
+                done += self._plug(changed, [new])
                 done += self._shaper.ensure(switch.bridge, changed.ports.values(), fresh={tap})
                 done += self._share(changed)
             except Problem:
                 if old is None:
                     self._links.remove(tap, "tun")
                 with contextlib.suppress(Problem):
+                    self._plug(standing, [old] if old else [])
+                with contextlib.suppress(Problem):
                     self._shaper.ensure(switch.bridge, standing.ports.values(), fresh={tap})
                 with contextlib.suppress(Problem):
                     self._share(standing)
-                with contextlib.suppress(Problem):
-                    self._ensure_vlans(standing)
                 self._rules.change(after, before)
                 raise
+            finally:
+                self._remade |= {one for one in lost if self._links.device(one) is not None}
             self._bridge_of[tap] = switch.bridge
             self.standing[switch.bridge] = changed
         if switch.serves_dhcp and (old is None or new is None or dhcp_facts(old) != dhcp_facts(new)):
@@ -371,9 +371,7 @@ class Kernel:
         self.standing |= {left.switch.bridge: left, joined.switch.bridge: joined}
         self._bridge_of[port.tap] = joined.switch.bridge
         self._shaper.ensure(left.switch.bridge, left.ports.values())
-        self._ensure_tap(joined.switch, port)
-        done += self._ensure_vlans(joined) + self._ensure_vlans(left)
-        done.append(f"plug it into {joined.switch.bridge}")
+        done += self._plug(joined, [port]) + self._ensure_vlans(left)
         done += self._shaper.ensure(joined.switch.bridge, joined.ports.values(), fresh={port.tap})
         failed: Problem | None = None
         for each in (left, joined):
@@ -398,16 +396,25 @@ class Kernel:
             )
         return bridge
 
-    def _ensure_tap(self, switch: SwitchPolicy, port: PortPolicy) -> list[str]:
-        present = self._links.device(port.tap)
-        done = self._links.ensure_tap(port, self._bridge(switch), port.mtu or switch.mtu, present)
-        return done + self._hold_mtu(switch, [port])
-
-    def _hold_mtu(self, switch: SwitchPolicy, ports: Iterable[PortPolicy]) -> list[str]:
-        """A bridge takes the smallest MTU of its ports until it is given one that differs from what it has."""
-        if all(port.mtu is None for port in ports):
-            return []
-        return self._links.ensure_bridge(switch, self._links.device(switch.bridge))
+    def _plug(
+        self, standing: Standing, ports: Collection[PortPolicy], devices: Mapping[str, Device] | None = None
+    ) -> list[str]:
+        """Have the taps of ``ports`` in the bridge, and in their VLANs before anything passes them."""
+        switch, done, closed = standing.switch, [], []
+        bridge = (devices or {}).get(switch.bridge) or self._bridge(switch)
+        has_tags = vlan_bridge.has_tags(switch, standing.ports.values())
+        for port in ports:
+            present = self._links.device(port.tap) if devices is None else devices.get(port.tap)
+            if has_tags and (present is None or (present.master, present.up) != (bridge.index, True)):
+                closed.append(port.tap)
+            mtu = port.mtu or switch.mtu
+            done += self._links.ensure_tap(port, bridge, mtu, present, closed=port.tap in closed[-1:])
+        if any(port.mtu is not None for port in ports):
+            # A bridge takes the smallest MTU of its ports until it is given one that differs from what it has.
+            done += self._links.ensure_bridge(switch, self._links.device(switch.bridge))
+        done += vlan_bridge.ensure(switch, bridge, standing.ports.values())
+        self._links.open_up(closed)
+        return done
 
     def _ensure_again(self, standing: Standing, devices: dict[str, Device], stood: Collection[str]) -> list[str]:
         """As ``_ensure_devices``; what fails is a ``Problem``.
@@ -424,12 +431,8 @@ class Kernel:
     def _ensure_devices(self, standing: Standing, devices: dict[str, Device]) -> list[str]:
         switch = standing.switch
         done = self._links.ensure_bridge(switch, devices.get(switch.bridge))
-        bridge = devices.get(switch.bridge) or self._bridge(switch)
-        for tap, port in standing.ports.items():
-            done += self._links.ensure_tap(port, bridge, port.mtu or switch.mtu, devices.get(tap))
-        done += self._hold_mtu(switch, standing.ports.values())
+        done += self._plug(standing, standing.ports.values(), devices)  # before it leads outside
         done += self._tenancy.ensure(switch) + self._overlays.ensure(switch)
-        done += vlan_bridge.ensure(switch, bridge, standing.ports.values())  # before it leads outside
         done += self._shaper.ensure(switch.bridge, standing.ports.values(), verify=True)
         if switch.kind == "external":
             done += self.uplinks.ensure(switch)
