@@ -378,3 +378,24 @@ def test_without_vlans_the_bridge_filters_nothing(
     assert not filters(host)
     all_leave_tagged(host, outside, monkeypatch)
     assert not filters(host), "the first VLAN has gone with its card"
+
+
+def test_nothing_stays_on_a_card_that_the_host_has_again(host: Host, guests: dict[int, Guest]) -> None:
+    subprocess.run(["modprobe", "-a", "cls_flower", "act_vlan", "sch_ingress"], check=True)
+    wishes = replace(port(2), traffic=TrafficPolicy(pcp=5))
+
+    def has_filters() -> bool:
+        return "clsact" in run_in(host.namespace, "tc", "qdisc", "show", "dev", "eth0")
+
+    host.do(host.runner.update_port(wishes))
+    assert has_filters()
+    assert f"remove {BRIDGE}, which belongs to nothing" in host.do(host.runner.start([])).done
+    assert not has_filters() and host.reaches()
+
+    host.do(host.runner.ensure(replace(host.policy(confirm_s=5.0), vlans=True), [wishes]))
+    assert has_filters()
+    assert until(lambda: "eth0" in host.network() and host.reaches())
+    assert host.do(host.runner.repair()).problems["lan"].code == "switch.not_confirmed"
+    assert not has_filters()
+    host.do(host.runner.update_port(replace(wishes, traffic=TrafficPolicy(pcp=3))))
+    assert not has_filters()

@@ -142,8 +142,8 @@ class Switches:
         await self.metering.let_go()
         await self.guarding.let_go()
         await self.learning.let_go()
-        await self._runner.remove_all()
         self._plugged.clear()
+        await self._runner.remove_all()
 
     async def let_go(self) -> None:
         """The daemon ends; bridges, taps, rules and DHCP stay."""
