@@ -14,12 +14,13 @@ from switch_lab import in_namespace
 from switches_on_host import Inn, code_of, inn_on_host
 
 from innkeeper.cli import leftovers, processes
-from innkeeper.daemon import house
+from innkeeper.daemon import house, vlans
 from innkeeper.daemon.switches import Switches
 from innkeeper.fabric.client import FabricClient
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Unavailable
-from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.resources import Nic, Switch, SwitchKind, Vm, VmSpec, VmStatus
+from innkeeper.model.vlan import parse_vlan
 from innkeeper.network.uplinks import has_bonding
 
 pytestmark = pytest.mark.root
@@ -205,6 +206,24 @@ def test_another_card_can_become_the_uplink(inn: Inn) -> None:
 
     inn.run(change)
     assert inn.host.network() == before
+
+
+def test_an_uplink_with_the_hosts_own_device_for_a_cards_vlan_is_refused(
+    inn: Inn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change(switches: Switches) -> None:
+        made = await switches.create(ask.SwitchCreate(name="lan", kind=SwitchKind.EXTERNAL, uplinks=["eth1"]))
+        assert isinstance(made, Switch)
+        vm = switches._rooms.store.create(Vm(name="web", spec=VmSpec(), status=VmStatus(uid=900001)))
+        facts = {"name": "web-0", "vm_id": vm.id, "number": 1, "mac": "52:54:00:00:00:01"}
+        switches._rooms.store.create(Nic(**facts, switch_id=made.id, vlan=parse_vlan("access:7")))
+        monkeypatch.setattr(vlans, "host_vlans", lambda: {("eth0", 7): "eth0.7"})
+        assert await code_of(switches.set("lan", ask.SwitchSet(uplinks=["eth0"]), dry_run=True)) == "nic.vlan_in_use"
+        monkeypatch.setattr(vlans, "host_vlans", lambda: {("eth0", 8): "eth0.8"})
+        assert await code_of(switches.set("lan", ask.SwitchSet(uplinks=["eth0"]), dry_run=True)) == "done"
+
+    inn.host.ip("link add eth1 type veth peer name far")
+    inn.run(change)
 
 
 def test_a_team_needs_a_kernel_that_can_make_one(inn: Inn) -> None:

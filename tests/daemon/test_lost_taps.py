@@ -18,7 +18,7 @@ from innkeeper.daemon.lost_taps import give_back
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model.resources import Nic, Switch, SwitchKind, Vm, VmSpec, VmStatus, new_id
 from innkeeper.network import switch
-from innkeeper.network.kernel import Report
+from innkeeper.network.report import Report
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
 

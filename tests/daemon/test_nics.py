@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from innkeeper.daemon import vlans
 from innkeeper.daemon.nics import Nics, like, macs_in_use
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.switches import Switches
@@ -18,7 +19,7 @@ from innkeeper.model.dhcp import DhcpReservation, DhcpSettings
 from innkeeper.model.overlay import LookupRecord, Overlay
 from innkeeper.model.problems import Conflict, Problem
 from innkeeper.model.resources import Nic, Resource, Switch, SwitchKind, Vm, VmSpec, VmStatus
-from innkeeper.model.traffic import NicTraffic
+from innkeeper.model.traffic import NicTraffic, NicTrafficSet
 from innkeeper.model.vlan import NicVlan
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
@@ -132,7 +133,8 @@ def test_no_card_moves_to_where_another_host_has_its_mac(inn: Inn) -> None:
 
 
 @pytest.mark.parametrize("target", [switch.name for switch in SWITCHES])
-def test_what_is_like_a_card_can_be_had_on_every_switch(inn: Inn, target: str) -> None:
+def test_what_is_like_a_card_can_be_had_on_every_switch(inn: Inn, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
     vlan = NicVlan(mode="access", vlan_id=10)
     card = inn.card("lan", static=True, mtu=8000, vlan=vlan, traffic=NicTraffic(max_in_bits_per_s=1_000_000))
     wish = like(card, inn.switch(target))
@@ -140,7 +142,7 @@ def test_what_is_like_a_card_can_be_had_on_every_switch(inn: Inn, target: str) -
     assert made.mac != card.mac
     assert made.mtu == {"lan": 8000, "red": 1450}.get(target, 1500)
     assert made.static == (target not in ("ext", "bare"))
-    assert made.vlan == (vlan if target in ("lan", "yard", "bare") else NicVlan())
+    assert made.vlan == (NicVlan() if target == "red" else vlan)
     assert made.traffic.max_in_bits_per_s == 1_000_000
 
 
@@ -157,3 +159,23 @@ def test_a_mac_that_is_kept_is_one_that_can_be_had(inn: Inn) -> None:
         with pytest.raises(Conflict) as refused:
             inn.card("red", mac=mac)
         assert refused.value.code == "nic.mac_in_use"
+
+
+def test_a_priority_and_a_vlan_are_looked_at_where_they_change(inn: Inn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    wishes = {"traffic": NicTraffic(pcp=5), "vlan": NicVlan(mode="access", vlan_id=10)}
+    there, inside = inn.card("ext", **wishes), inn.card("lan", **wishes)
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, False))
+    assert inn.refusal(there, labels={"tier": "db"}) is None, "what it has stays, and keeps nothing from being changed"
+    assert inn.refusal(there, traffic=NicTrafficSet(dscp=46)) is None
+    assert inn.refusal(inside, traffic=NicTrafficSet(pcp=6)) is None
+    for nic, changes in (
+        (there, {"traffic": NicTrafficSet(pcp=6)}),
+        (there, {"vlan": NicVlan(mode="access", vlan_id=11)}),
+        (inside, {"switch": "ext", "vlan": NicVlan()}),
+        (inside, {"switch": "ext", "traffic": NicTrafficSet(pcp=None)}),
+    ):
+        problem = inn.refusal(nic, **changes)
+        assert problem is not None and problem.code == "network.kernel_lacks", changes
+    with pytest.raises(Problem, match="802.1p"):
+        inn.card("ext", traffic=NicTraffic(pcp=5))

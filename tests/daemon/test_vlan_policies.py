@@ -6,9 +6,10 @@ import pytest
 
 from innkeeper.daemon import vlans
 from innkeeper.daemon.ports import vlan_policy
-from innkeeper.daemon.vlans import check_vlan
+from innkeeper.daemon.vlans import check_priority, check_uplink, check_vlan
 from innkeeper.model.problems import Conflict, Invalid, Unavailable
-from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.resources import Nic, Switch, SwitchKind, new_id
+from innkeeper.model.traffic import NicTraffic
 from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan, parse_vlan
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
@@ -68,6 +69,32 @@ def test_a_vlan_that_the_host_has_a_device_of_is_refused(monkeypatch: pytest.Mon
         assert "eth0.7" in str(refused.value)
 
 
+def test_by_a_cable_the_ports_of_the_hosts_bridge_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    cable = Uplink(devices=["br0"], via="cable")
+    outside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL, uplink=cable)
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    monkeypatch.setattr(vlans, "host_vlans", lambda: {("br0", 7): "br0.7", ("eth0", 8): "eth0.8"})
+    monkeypatch.setattr(vlans, "bridge_ports", lambda name: ["eth0", "inuq-k3f91"] if name == "br0" else [])
+    check_vlan(outside, parse_vlan("access:7"))
+    with pytest.raises(Conflict) as refused:
+        check_vlan(outside, parse_vlan("access:8"))
+    assert "eth0.8" in str(refused.value)
+
+
+def test_an_uplink_takes_the_vlans_of_the_cards_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlans, "host_vlans", lambda: {("eth0", 7): "eth0.7"})
+
+    def card(vlan: str) -> Nic:
+        ids = {"vm_id": new_id(), "switch_id": new_id()}
+        return Nic(name="web-0", number=1, mac="52:54:00:00:00:01", vlan=parse_vlan(vlan), **ids)
+
+    check_uplink(Uplink(devices=["eth0"]), [card("untagged"), card("access:8")])
+    check_uplink(Uplink(devices=["eth1"]), [card("trunk:7")])
+    with pytest.raises(Conflict) as refused:
+        check_uplink(Uplink(devices=["eth1", "eth0"]), [card("untagged"), card("trunk:7")])
+    assert refused.value.code == "nic.vlan_in_use"
+
+
 def test_a_trunk_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = Switch(name="inside", subnet="10.77.0.0/24")
     monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
@@ -79,3 +106,15 @@ def test_a_trunk_needs_a_kernel_that_filters(monkeypatch: pytest.MonkeyPatch) ->
     assert refused.value.code == "network.kernel_lacks"
     assert "bridge_vlan_filtering" in str(refused.value)
     assert "access VLANs" in (refused.value.remedy or "")
+
+
+def test_a_priority_needs_a_kernel_that_can_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, inside = Switch(name="outside", switch_kind=SwitchKind.EXTERNAL), Switch(name="in", subnet="10.77.0.0/24")
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    check_priority(outside, NicTraffic(pcp=0))
+    monkeypatch.setattr(vlans, "kernel_parts", lambda parts: {part: part != "sch_ingress" for part in parts})
+    check_priority(outside, NicTraffic())
+    check_priority(inside, NicTraffic(pcp=5))
+    with pytest.raises(Unavailable) as refused:
+        check_priority(outside, NicTraffic(pcp=0))
+    assert refused.value.code == "network.kernel_lacks" and "sch_ingress" in str(refused.value)

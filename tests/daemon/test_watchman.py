@@ -13,7 +13,7 @@ from innkeeper.daemon.journal import Journal
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.watchman import subject_of
 from innkeeper.model.resources import Nic, Resource, Switch, new_id
-from innkeeper.network.kernel import Report
+from innkeeper.network.report import Report
 from innkeeper.state.store import Store
 from innkeeper.system.paths import Paths
 

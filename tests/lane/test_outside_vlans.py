@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import Any
 
 import frames as f
 import pytest
 from host_lab import BRIDGE, HOST4, MAC, Host, new_host, plugged, until
 from switch_lab import INN_ID, PATIENCE_S, Guest, in_namespace, run_in
 
+from innkeeper.model.problems import Problem
+from innkeeper.network import uplink_priorities, vlan_bridge
 from innkeeper.network.capture import open_socket, tag_of
 from innkeeper.network.host_vlans import host_vlans
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.priorities import Priority
 from innkeeper.network.traffic import TrafficPolicy
+from innkeeper.network.uplink_policy import UplinkPolicy
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
 
 POLICIES = {
@@ -29,6 +36,8 @@ POLICIES = {
     6: VlanPolicy("isolated", 10, ((101, 101),)),
     7: VlanPolicy("promiscuous", 10, ((101, 101),)),
 }
+ELSEWHERE = {8: VlanPolicy("access", 80), 9: VlanPolicy("access", 10)}
+"""Of guests that are not on the switch at first."""
 ARRIVES: dict[int | None, dict[int, int | None]] = {
     None: {1: None, 4: None},
     10: {2: None, 4: 10, 5: None, 6: None, 7: None},
@@ -106,7 +115,7 @@ def outside(host: Host) -> Iterator[Outside]:
 
 
 def port(number: int) -> PortPolicy:
-    return PortPolicy(f"intp-{INN_ID}{number}", f"52:54:00:00:00:0{number}", vlan=POLICIES[number])
+    return PortPolicy(f"intp-{INN_ID}{number}", f"52:54:00:00:00:0{number}", vlan=(POLICIES | ELSEWHERE)[number])
 
 
 def tag_at(frame: bytes) -> int | None:
@@ -249,7 +258,113 @@ def test_what_leaves_has_the_priority_that_its_card_is_given(
     assert "clsact" not in run_in(host.namespace, "tc", "qdisc", "show", "dev", "eth0")
 
 
-def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, Guest], outside: Outside) -> None:
+def test_a_change_that_is_refused_leads_nowhere_else(
+    host: Host, guests: dict[int, Guest], outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["modprobe", "-a", "cls_flower", "act_vlan", "sch_ingress"], check=True)
+    whole = uplink_priorities.commands
+    former = replace(guests[2].port, traffic=TrafficPolicy(pcp=5))
+    host.do(host.runner.update_port(former))
+
+    def half(device: str, wanted: Iterable[Priority]) -> list[str]:
+        lines = whole(device, wanted)
+        return [*lines, f"filter add dev {device} egress nonsense"] if "priority 3" in "".join(lines) else lines
+
+    monkeypatch.setattr(uplink_priorities, "commands", half)
+    other = replace(former, vlan=VlanPolicy("access", 60), traffic=TrafficPolicy(pcp=3))
+    with pytest.raises(Problem):
+        host.do(host.runner.update_port(other))
+    guests[2].send(broadcast(guests[2].mac, b"as before;"))
+    assert outside.tci_of(b"as before;") == 5 << 13 | 10
+    assert '"vlan":60' not in run_in(host.namespace, "bridge", "-j", "vlan", "show", "dev", "eth0")
+    assert host.do(host.runner.repair()).done == []
+    host.do(host.runner.update_port(guests[2].port))
+
+
+def all_leave_tagged(host: Host, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest of VLAN 10 that sends all the while is plugged into the switch: nothing of it is without the tag."""
+    other = SwitchPolicy("other", f"inbr-{INN_ID}3", kind="private", vlans=True)
+    host.do(host.runner.ensure(other, [port(9)]))
+    guest = Guest(port(9), host.do(host.runner.open_tap(port(9).tap)))
+    ensure = vlan_bridge.ensure
+
+    def late(*facts: Any) -> list[str]:
+        for _ in range(3):
+            with suppress(OSError):  # it is down
+                guest.send(broadcast(guest.mac, b"all the while;"))
+            time.sleep(0.05)
+        return ensure(*facts)
+
+    monkeypatch.setattr(vlan_bridge, "ensure", late)
+    try:
+        host.do(host.runner.move_port(BRIDGE, port(9)))
+        host.ip(f"link set {guest.port.tap} nomaster")
+        assert f"plug tap {guest.port.tap} into {BRIDGE}" in host.do(host.runner.repair()).done
+        guest.send(broadcast(guest.mac, b"the end;"))
+        assert {tag for tag, frame in outside.arrived(b"the end;") if frame[6:12] == f.mac(guest.mac)} == {10}
+        assert host.do(host.runner.repair()).done == []
+    finally:
+        os.close(guest.descriptor)
+        host.do(host.runner.remove_port(guest.port.tap))
+        host.do(host.runner.remove(other.bridge))
+
+
+def test_a_guest_that_is_plugged_in_is_in_its_vlan_from_the_first_frame(
+    host: Host, guests: dict[int, Guest], outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_leave_tagged(host, outside, monkeypatch)
+
+
+def test_an_uplink_that_another_bridge_has_keeps_its_vlans(host: Host, guests: dict[int, Guest]) -> None:
+    host.ip("link add br9 type bridge vlan_filtering 1")
+    host.ip("link set eth0 nomaster")
+    host.ip("link set eth0 master br9")
+    run_in(host.namespace, "bridge", "vlan", "add", "dev", "eth0", "vid", "40")
+    try:
+        assert host.do(host.runner.repair()).problems["lan"].code == "switch.uplink_busy"
+        host.do(host.runner.update_port(replace(guests[3].port, vlan=VlanPolicy("access", 70))))
+        host.do(host.runner.update_port(guests[3].port))
+        ((shown,),) = [json.loads(run_in(host.namespace, "bridge", "-j", "vlan", "show", "dev", "eth0"))]
+        assert [one["vlan"] for one in shown["vlans"]] == [1, 40]
+    finally:
+        host.ip("link set eth0 nomaster")
+        host.ip("link del br9")
+    assert "put eth0 into its VLANs" in host.do(host.runner.repair()).done
+
+
+def test_what_vlan_cards_ask_is_heard_at_a_card_that_puts_no_tags_in_itself(host: Host) -> None:
+    subprocess.run(["modprobe", "dummy"], check=True)
+    host.ip("link add plain0 type dummy")
+    host.ip("link set plain0 up")
+    second = SwitchPolicy("second", f"inbr-{INN_ID}2", kind="external", uplink=UplinkPolicy(("plain0",)), vlans=True)
+    host.do(host.runner.ensure(second, [port(8)]))
+    guest = Guest(port(8), host.do(host.runner.open_tap(port(8).tap)))
+    try:
+        listener = host.do(host.runner.listen("plain0"))
+        wire = in_namespace(host.namespace, lambda: open_socket("plain0", ()))
+        asks = f.udp("0.0.0.0", "255.255.255.255", 68, 67, f.dhcp(1, 1, guest.mac, xid=9))
+        packet = f.ipv4("0.0.0.0", "255.255.255.255", 17, asks)
+
+        def heard() -> bool:
+            guest.send(f.ethernet(f.BROADCAST, guest.mac, 0x0800, packet))
+            return any((one.kind, one.number, one.vlan_id) == ("ask", 9, 80) for one in listener._read())
+
+        assert until(heard)
+        frames = []
+        with suppress(BlockingIOError):
+            while True:
+                frame, facts, *_ = wire.recvmsg(4096, 256)
+                frames.append((tag_at(frame), tag_of(facts)))
+        assert (80, None) in frames, "the tag is in the frame, not beside it"
+    finally:
+        os.close(guest.descriptor)
+        host.do(host.runner.remove(second.bridge))
+        host.ip("link del plain0")
+
+
+def test_without_vlans_the_bridge_filters_nothing(
+    host: Host, guests: dict[int, Guest], outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert filters(host)
     for number in POLICIES:
         host.do(host.runner.update_port(replace(guests[number].port, vlan=UNTAGGED)))
@@ -259,3 +374,28 @@ def test_without_vlans_the_bridge_filters_nothing(host: Host, guests: dict[int, 
     guests[3].send(broadcast(guests[3].mac, b"plain;"))
     assert outside.tag_of(b"plain;") is None
     assert until(host.reaches)
+    host.do(host.runner.ensure(replace(made_switch(host), vlans=True), ports))
+    assert not filters(host)
+    all_leave_tagged(host, outside, monkeypatch)
+    assert not filters(host), "the first VLAN has gone with its card"
+
+
+def test_nothing_stays_on_a_card_that_the_host_has_again(host: Host, guests: dict[int, Guest]) -> None:
+    subprocess.run(["modprobe", "-a", "cls_flower", "act_vlan", "sch_ingress"], check=True)
+    wishes = replace(port(2), traffic=TrafficPolicy(pcp=5))
+
+    def has_filters() -> bool:
+        return "clsact" in run_in(host.namespace, "tc", "qdisc", "show", "dev", "eth0")
+
+    host.do(host.runner.update_port(wishes))
+    assert has_filters()
+    assert f"remove {BRIDGE}, which belongs to nothing" in host.do(host.runner.start([])).done
+    assert not has_filters() and host.reaches()
+
+    host.do(host.runner.ensure(replace(host.policy(confirm_s=5.0), vlans=True), [wishes]))
+    assert has_filters()
+    assert until(lambda: "eth0" in host.network() and host.reaches())
+    assert host.do(host.runner.repair()).problems["lan"].code == "switch.not_confirmed"
+    assert not has_filters()
+    host.do(host.runner.update_port(replace(wishes, traffic=TrafficPolicy(pcp=3))))
+    assert not has_filters()

@@ -9,7 +9,7 @@ import frames as f
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from innkeeper.network.dhcp_listener import FILTER
+from innkeeper.network.dhcp_listener import FILTER, taken_off
 from innkeeper.network.dhcp_messages import Message, read
 
 GUEST, SERVER = "52:54:00:00:00:01", "02:00:00:00:00:20"
@@ -151,7 +151,23 @@ def kept_by_filter(frame: bytes) -> bool:
 def test_the_filter_keeps_messages_and_nothing_else() -> None:
     assert all(kept_by_filter(frame) for frame in GOOD)
     assert kept_by_filter(answer(5, header_words=7))
+    assert all(kept_by_filter(tagged(frame)) for frame in [*GOOD, answer(5, header_words=7)])
     others = [answer(5, fragment=0x2000), answer(5, fragment=1), in_ipv4(b"", (68, 53)), in_ipv6(b"", (1, 53))]
     others += [f.arp(GUEST, 1, GUEST, "192.0.2.1", GUEST, "192.0.2.2"), b"", bytes(60)]
     others.append(f.ethernet(GUEST, SERVER, 0x0800, f.ipv4("192.0.2.1", "192.0.2.2", 6, bytes(20))))
+    others += [tagged(frame) for frame in others]
+    others += [tagged(tagged(GOOD[0])), tagged(GOOD[0], 0x88A8)]
     assert not any(kept_by_filter(frame) for frame in others)
+
+
+def tagged(frame: bytes, ethertype: int = 0x8100) -> bytes:
+    return frame[:12] + struct.pack("!HH", ethertype, 5 << 13 | 10) + frame[12:]
+
+
+@given(st.sampled_from(GOOD), st.none() | st.sampled_from([(0x8100, 20), (0x88A8, 30)]))
+def test_a_tag_in_the_frame_is_its_vlan_unless_one_is_beside_it(frame: bytes, beside: tuple[int, int] | None) -> None:
+    assert taken_off(frame, beside) == (frame, beside)
+    inside = tagged(frame)
+    expected = (frame, (0x8100, 5 << 13 | 10)) if beside is None else (inside, beside)
+    assert taken_off(inside, beside) == expected
+    assert read(inside) is None

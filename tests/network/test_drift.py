@@ -12,7 +12,8 @@ from switch_lab import Lab, run_in
 from switch_world import SWITCH, port_of
 
 from innkeeper.network.drift import ANYTHING, addressed, links, tables
-from innkeeper.network.kernel import Kernel, Report
+from innkeeper.network.kernel import Kernel
+from innkeeper.network.report import Report
 
 TABLE = "inn_t3st"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from still_kernel import StillKernel
 
 from innkeeper.model.problems import Failed
+from innkeeper.network import uplink_priorities, vlan_bridge
 from innkeeper.network.minimums import DEFAULT_MINOR, minor
 from innkeeper.network.overlay import OverlayPolicy
 from innkeeper.network.plan import Standing
@@ -17,6 +19,7 @@ from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.switch import SwitchRunner
 from innkeeper.network.traffic import TrafficPolicy
 from innkeeper.network.uplink_policy import UplinkPolicy
+from innkeeper.network.vlan_policy import VlanPolicy
 
 LAN = SwitchPolicy("lan", "inbr-t3st1", subnet="10.66.0.0/24")
 RED = SwitchPolicy(
@@ -87,6 +90,144 @@ def test_a_port_whose_minimum_is_refused_does_not_come_and_stays_as_it_was(still
     with pytest.raises(Failed):
         kernel.update_port(SURE)
     assert kernel.standing[OUT.bridge].ports == {PORT.tap: PORT} and PORT.tap in still.links.present
+
+
+@pytest.fixture
+def vlans(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, VlanPolicy]]:
+    """The VLANs of ports that a bridge was told, one after the other."""
+    told: list[dict[str, VlanPolicy]] = []
+
+    def ensure(_switch: SwitchPolicy, _bridge: object, ports: Iterable[PortPolicy]) -> list[str]:
+        told.append({port.tap: port.vlan for port in ports})
+        return []
+
+    monkeypatch.setattr(vlan_bridge, "ensure", ensure)
+    return told
+
+
+def test_a_vlan_is_put_back_with_a_change_that_is_refused(
+    still: StillKernel, vlans: list[dict[str, VlanPolicy]]
+) -> None:
+    kernel = still.kernel
+    here = replace(PORT, vlan=VlanPolicy("access", 10))
+    kernel.ensure(OUT, [here])
+    still.shares.refused["up3"] = Failed("link.refused", "up3 cannot be shared")
+    with pytest.raises(Failed):
+        kernel.update_port(replace(SURE, vlan=VlanPolicy("access", 20)))
+    assert kernel.standing[OUT.bridge].ports == {PORT.tap: here}
+    assert vlans[-2:] == [{PORT.tap: VlanPolicy("access", 20)}, {PORT.tap: here.vlan}]
+
+
+def test_nothing_passes_a_tap_before_it_is_in_its_vlan(
+    still: StillKernel, vlans: list[dict[str, VlanPolicy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the tap open goes on sending while it is plugged in."""
+    kernel, order = still.kernel, list[str]()
+    make = still.links.ensure_tap
+
+    def ensure_tap(port: PortPolicy, *facts: object, closed: bool) -> list[str]:
+        order.append(f"{port.tap} joins {'closed' if closed else 'open'} after {len(vlans)}")
+        return make(port, *facts)
+
+    def open_up(taps: Iterable[str]) -> None:
+        order.extend(f"{tap} opens after {len(vlans)}" for tap in taps)
+
+    monkeypatch.setattr(still.links, "ensure_tap", ensure_tap)
+    monkeypatch.setattr(still.links, "open_up", open_up, raising=False)
+    apart = replace(PORT, vlan=VlanPolicy("access", 10))
+    actions: list[Callable[[], object]] = [
+        lambda: kernel.ensure(OUT, [apart]),
+        lambda: kernel.move_port(AWAY.bridge, apart),
+        lambda: kernel.repair(),
+    ]
+    kernel.ensure(AWAY, [])
+    for number, act in enumerate(actions):
+        still.links.present.pop(PORT.tap, None)
+        order.clear()
+        vlans.clear()
+        act()
+        joins = [line for line in order if line.startswith(PORT.tap)]
+        assert joins[0] == f"{PORT.tap} joins closed after {joins[0][-1]}", number
+        assert joins[1] == f"{PORT.tap} opens after {int(joins[0][-1]) + 1}", number
+    kernel.ensure(LAN, [])
+    order.clear()
+    kernel.move_port(LAN.bridge, replace(PORT, vlan=VlanPolicy("access", 10)))
+    assert order[0].startswith(f"{PORT.tap} joins open"), "without tags there it is not in the way"
+
+
+def test_a_card_with_a_vlan_goes_where_the_bridge_is_gone(still: StillKernel, vlans: object) -> None:
+    kernel = still.kernel
+    kernel.ensure(OUT, [replace(PORT, vlan=VlanPolicy("access", 10))])
+    del still.links.present[OUT.bridge]
+    assert kernel.remove_port(PORT.tap) == [f"remove tap {PORT.tap}"]
+
+
+@pytest.mark.parametrize("way", ["remove", "remove_all", "repair", "another uplink"])
+def test_the_host_has_its_network_again_whatever_is_left_on_the_card(
+    still: StillKernel, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    released: list[str] = []
+
+    def release(bridge: str, _: object) -> list[str]:
+        released.append(bridge)
+        return []
+
+    def refuse(*_args: object, **_options: object) -> list[str]:
+        raise Failed("tool.failed", "tc failed")
+
+    kernel = still.kernel
+    kernel.ensure(OUT, [PORT])
+    monkeypatch.setattr(kernel.uplinks, "release", release, raising=False)
+    monkeypatch.setattr(kernel.uplinks, "cards", lambda _: ["up3"], raising=False)
+    monkeypatch.setattr(still.shares, "ensure", refuse)
+    if way == "repair":
+        kernel.standing.clear()
+        assert [one.code for one in kernel.repair().problems.values()] == ["tool.failed"]
+    else:
+        actions: dict[str, Callable[[], object]] = {
+            "remove": lambda: kernel.remove(OUT.bridge),
+            "remove_all": kernel.remove_all,
+            "another uplink": lambda: kernel.ensure(replace(OUT, uplink=UplinkPolicy(("up4",))), [PORT]),
+        }
+        with pytest.raises(Failed, match="tc failed"):
+            actions[way]()
+    assert released[0] == OUT.bridge
+    assert (OUT.bridge in still.links.present) == (way == "another uplink")
+
+
+def test_nothing_of_the_inn_stays_on_a_card_that_the_host_has_again(
+    still: StillKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = still.kernel
+    waiting = replace(OUT, uplink=UplinkPolicy(("up3",), confirm_s=60.0))
+    kernel.ensure(waiting, [SURE])
+    assert "up3" in still.shares.shared
+    monkeypatch.setattr(kernel.uplinks, "given_back", lambda *_: "up3", raising=False)
+    kernel.repair()
+    assert still.shares.shared == {}
+    kernel.update_port(replace(SURE, hostname="www"))
+    assert still.shares.shared == {}, "none is put on it again"
+    kernel.ensure(replace(AWAY, uplink=UplinkPolicy(("up3",))), [replace(SURE, tap="intp-t3st2")])
+    monkeypatch.setattr(kernel.uplinks, "given_back", lambda bridge, _: "up3" * (bridge == OUT.bridge), raising=False)
+    kernel.ensure(replace(AWAY, uplink=UplinkPolicy(("up3",))), [replace(SURE, tap="intp-t3st2")])
+    kernel.repair()
+    assert "up3" in still.shares.shared, "it is another switch's by now"
+
+
+def test_a_kernel_without_priorities_is_told_and_all_else_goes_on(
+    still: StillKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink_priorities, "index_of", lambda _: 7)
+    monkeypatch.setattr(uplink_priorities, "kernel_parts", lambda parts: dict.fromkeys(parts, False))
+    monkeypatch.setattr(vlan_bridge, "ensure", lambda *_: [])
+    kernel = still.kernel
+    wishes = replace(PORT, vlan=VlanPolicy("access", 10), traffic=TrafficPolicy(pcp=5))
+    kernel.ensure(OUT, [wishes])
+    assert PORT.tap in still.links.present
+    report = kernel.repair()
+    assert [(name, one.code) for name, one in report.problems.items()] == [("out3", "network.kernel_lacks")]
+    kernel.update_port(replace(wishes, traffic=TrafficPolicy()))
+    assert kernel._traffic.problems == {}
 
 
 def test_taps_that_were_made_again_are_told_once_whatever_else_fails(still: StillKernel) -> None:

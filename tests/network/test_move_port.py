@@ -36,7 +36,7 @@ def test_a_port_moves_with_its_guest(lab: Lab) -> None:
     assert lab.deliver(one, two) == []
     there = replace(one.port, ipv4=("10.67.0.11",))
     done = lab.do(lab.runner.move_port(OTHER.bridge, there))
-    assert done[:2] == [f"unplug tap {there.tap} from {SWITCH.bridge}", f"plug it into {OTHER.bridge}"]
+    assert done[:2] == [f"unplug tap {there.tap} from {SWITCH.bridge}", f"plug tap {there.tap} into {OTHER.bridge}"]
     assert bridge_of(lab, there.tap) == f"{OTHER.bridge} 1400"
     assert there.mac not in reservations(lab, SWITCH.bridge)
     assert f"{there.mac},10.67.0.11," in reservations(lab, OTHER.bridge)

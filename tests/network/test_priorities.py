@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import pytest
+
+from innkeeper.model.problems import Failed
+from innkeeper.network import uplink_priorities
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.priorities import Priority, commands, listed, priorities
 from innkeeper.network.traffic import TrafficPolicy
 from innkeeper.network.uplink_policy import UplinkPolicy
+from innkeeper.network.uplink_priorities import UplinkPriorities
 from innkeeper.network.vlan_policy import UNTAGGED, VlanPolicy
 
 OUTSIDE = SwitchPolicy("out", "inbr-k3f91", kind="external", uplink=UplinkPolicy(("eth0",)))
@@ -51,3 +57,34 @@ def test_filters_of_others_are_no_priorities() -> None:
     ]
     assert listed(json.dumps(printed).encode()) == {Priority(FIRST, 10, 5)}
     assert listed(b"") == frozenset()
+
+
+@pytest.mark.parametrize("former", [(5,), ()])
+def test_what_was_done_half_way_is_looked_at_anew(monkeypatch: pytest.MonkeyPatch, former: tuple[int, ...]) -> None:
+    """A batch that ends half-way has taken filters away, or added some; the undo must not believe that it knows."""
+    looks: list[list[str]] = []
+    batches: list[str] = []
+
+    def run(argv: list[str], *, stdin: bytes = b"") -> SimpleNamespace:
+        if "-batch" not in argv:
+            looks.append(argv)
+            return SimpleNamespace(stdout=b'[{"kind": "clsact"}]' if "qdisc" in argv else b"[]")
+        batches.append(stdin.decode())
+        if "priority 3" in batches[-1]:
+            raise Failed("tool.failed", "tc failed")
+        return SimpleNamespace(stdout=b"")
+
+    monkeypatch.setattr(uplink_priorities, "index_of", lambda _: 7)
+    monkeypatch.setattr(uplink_priorities, "kernel_parts", lambda parts: dict.fromkeys(parts, True))
+    monkeypatch.setattr(uplink_priorities.process, "run", run)
+    before, after = {Priority(FIRST, 10, pcp) for pcp in former}, {Priority(FIRST, 10, 3)}
+    kept = UplinkPriorities()
+    kept.ensure("eth0", before)
+    looks.clear()
+    assert kept.ensure("eth0", before) == [] and looks == []
+    with pytest.raises(Failed):
+        kept.ensure("eth0", after)
+    looks.clear()
+    kept.ensure("eth0", before)
+    assert looks != []
+    assert not former or "priority 5" in batches[-1]

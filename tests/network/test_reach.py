@@ -12,6 +12,7 @@ from switch_lab import new_lab
 from switch_world import GATEWAY, SWITCH, port_of
 
 from innkeeper.model.acl import AclLists, AclRule
+from innkeeper.model.uplink import HostAddress, HostNetwork
 from innkeeper.network.acl import AclPolicy, policy_of
 from innkeeper.network.acl_decision import Packet
 from innkeeper.network.overlay import OverlayPolicy, Record
@@ -103,6 +104,18 @@ def test_vlans_keep_cards_apart() -> None:
     found = reach(SWITCH, end(), end(apart), 6, 443)
     assert not found.reaches and found.steps[-1].line == "their VLANs keep the cards apart"
     assert not reach(SWITCH, end(apart), HOST, 6, 443).reaches
+
+
+def test_the_hosts_own_address_is_in_no_vlan_of_an_uplink() -> None:
+    held = tuple(HostAddress(address=text, prefix_length=64) for text in ("192.0.2.1", "2001:db8::10"))
+    switch = replace(EXTERNAL, uplink=UplinkPolicy(("eth0",), network=HostNetwork(addresses=held)), vlans=True)
+    apart, plain = End("guest2", DB.ipv4[0], replace(DB, vlan=VlanPolicy(vlan_id=20))), end()
+    for address in ("192.0.2.1", "2001:db8:0::10"):
+        host = End(address, address)
+        for found in (reach(switch, apart, host, 6, 22), reach(switch, host, apart, 6, 22)):
+            assert not found.reaches and "the VLAN of guest2 is apart from the host" in found.steps[-1].line
+    assert reach(switch, plain, BEYOND, 6, 22).steps[0].allowed
+    assert reach(switch, apart, End("192.0.2.2", "192.0.2.2"), 6, 22).steps[0].allowed
 
 
 def test_which_guard_drops_a_packet() -> None:

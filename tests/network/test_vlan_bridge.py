@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
 
 from innkeeper.model.problems import Unavailable
+from innkeeper.network import vlan_bridge
 from innkeeper.network.links import Device
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.uplink_policy import UplinkPolicy
@@ -103,3 +105,35 @@ def test_the_uplink_carries_what_the_cards_need() -> None:
     assert wanted["eth0"] == {1: UNTAGGED} | dict.fromkeys((5, 10, 20, 21, 22, 23, 100), TAGGED)
     assert wanted["intp-k3f91"] == {10: UNTAGGED} and wanted["intp-k3f94"] == {100: UNTAGGED}
     assert "eth0" not in memberships(INSIDE, ports)
+
+
+class Bridge:
+    """A stand-in for ``bridge`` and ``ip``: what they say, and the lines that they are given."""
+
+    def __init__(self, masters: dict[str, str]) -> None:
+        self.masters = masters
+        self.lines: list[str] = []
+
+    def run(self, argv: list[str], *, stdin: bytes = b"") -> SimpleNamespace:
+        flags = ["PVID", "Egress Untagged"]
+        said: list[dict[str, object]] = []
+        if argv[1:3] == ["-j", "vlan"]:
+            said = [{"ifname": name, "vlans": [{"vlan": 1, "flags": flags}]} for name in self.masters]
+        elif argv[1:3] == ["-j", "link"]:
+            said = [{"ifname": name, "master": master} for name, master in self.masters.items()]
+        elif argv[:2] == ["bridge", "-batch"]:
+            self.lines += stdin.decode().splitlines()
+        return SimpleNamespace(stdout=json.dumps(said).encode())
+
+
+@pytest.mark.parametrize(("master", "told"), [("inbr-k3f91", True), ("br0", False), (None, False)])
+def test_an_uplink_in_another_bridge_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, master: str | None, told: bool
+) -> None:
+    kernel = Bridge({TAP: OUTSIDE.bridge} | ({} if master is None else {"eth0": master}))
+    monkeypatch.setattr(vlan_bridge.process, "run", kernel.run)
+    bridge = Device(OUTSIDE.bridge, 1, "bridge", "", 1500, True, 0, None, vlan_filtering=True)
+    done = ensure(OUTSIDE, bridge, [PortPolicy(TAP, "52:54:00:00:00:01", vlan=VlanPolicy("access", 10))])
+    assert ("vlan add dev eth0 vid 10" in kernel.lines) == told
+    assert f"vlan add dev {TAP} vid 10 pvid untagged" in kernel.lines
+    assert ("put eth0 into its VLANs" in done) == told

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from innkeeper.model.problems import Problem
-from innkeeper.network import kernel as module, namespace, tenancy
+from innkeeper.network import kernel as module, namespace, tenancy, uplink_traffic
 from innkeeper.network.kernel import Kernel
 from innkeeper.network.links import Device
 from innkeeper.network.minimums import Shares
@@ -56,7 +56,7 @@ class Links(Quiet):
     def ensure_bridge(self, switch: SwitchPolicy, _present: Device | None) -> list[str]:
         return self._make(switch.bridge, "bridge")
 
-    def ensure_tap(self, port: PortPolicy, *_: object) -> list[str]:
+    def ensure_tap(self, port: PortPolicy, *_: object, **__: object) -> list[str]:
         return self._make(port.tap, "tun")
 
     def remove(self, name: str, _kind: str) -> bool:
@@ -117,7 +117,6 @@ class StillKernel:
         self.links, self.shares, self.servers, self.rules = Links(), UplinkShares(), Servers(), Quiet()
         parts: dict[str, Callable[..., object]] = {
             "Links": lambda: self.links,
-            "UplinkShares": lambda: self.shares,
             "Rules": lambda *_: self.rules,
         }
         for name in ("Nft", "Shaper", "Overlays", "Docker", *(() if real_uplinks else ("Uplinks",))):
@@ -125,6 +124,7 @@ class StillKernel:
         for name, part in parts.items():
             patch.setattr(module, name, part)
         patch.setattr(module, "Server", self.servers.server)
+        patch.setattr(uplink_traffic, "UplinkShares", lambda: self.shares)
         patch.setattr(tenancy, "Tenants", lambda *_: Quiet())
         patch.setattr(namespace, "inside", self.servers.inside)
         self.kernel = Kernel(INN_ID, directory / "switches")

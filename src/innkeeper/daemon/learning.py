@@ -171,6 +171,13 @@ class Learning:
         for key in [key for key in self._documents if key[0] == nic.id]:
             self._rooms.store.delete("learned", self._documents.pop(key).id)
 
+    def forget_before(self, nic: Nic, then_s: float) -> None:
+        """The card is in another network since then."""
+        left = tuple(one for one in self._all.get(_key(nic), ()) if one.learned_s >= then_s)
+        self.forget(nic)
+        if left:
+            self._keep(nic, left)
+
     # --- listening ---
 
     async def _listen(self, switch_id: str, device: str) -> None:
@@ -247,7 +254,7 @@ class Learning:
     def _is_in(self, switch_id: str, nic_id: str, vlan_id: int | None) -> bool:
         """Whether frames of that VLAN get to the card: what was said in another was not said to it."""
         nic = self._card(switch_id, nic_id)
-        return nic is not None and carries(vlan_policy(nic.vlan), OWN_VLAN if vlan_id is None else vlan_id)
+        return nic is not None and _hears(nic, vlan_id)
 
     def _card(self, switch_id: str, nic_id: str) -> Nic | None:
         try:
@@ -264,16 +271,18 @@ class Learning:
         for address, lease_s in message.given:
             held = self._all.get(_key(nic), ())
             if address not in [one.address for one in held] and (
-                lease_s == 0 or not self._may_have(nic, address, now_s)
+                lease_s == 0 or not self._may_have(nic, address, message.vlan_id, now_s)
             ):
                 continue
             ends_s = None if lease_s is None else now_s + lease_s
             self._keep(nic, learned.given(held, Lease(address, message.mac, client, now_s, lease_s, ends_s), now_s))
 
-    def _may_have(self, nic: Nic, address: str, now_s: float) -> bool:
-        """Whether a server may give the card that address; another card that had learned it loses it."""
+    def _may_have(self, nic: Nic, address: str, vlan_id: int | None, now_s: float) -> bool:
+        """Whether a server in that VLAN may give the card that address; another card there that had learned it loses
+        it. The same address in another VLAN is another's.
+        """
         for other in self._rooms.store.find(Nic, switch_id=nic.switch_id):
-            if other.id == nic.id:
+            if other.id == nic.id or not _hears(other, vlan_id):
                 continue
             if address in (other.address, other.address6, *other.extra_addresses):
                 log.warning("a DHCP server gave %s, the address of card %s, to card %s", address, other.name, nic.name)
@@ -380,6 +389,11 @@ def _says_more(kept: Iterable[LearnedAddress], new: Iterable[LearnedAddress]) ->
         elif abs((one.ends_at - known.ends_at).total_seconds()) * PERSIST_SHARE >= one.lease_s:
             return True
     return bool(former)
+
+
+def _hears(nic: Nic, vlan_id: int | None) -> bool:
+    """Whether frames of that VLAN outside (None: without a tag) get to the card."""
+    return carries(vlan_policy(nic.vlan), OWN_VLAN if vlan_id is None else vlan_id)
 
 
 def _key(nic: Nic) -> tuple[str, str]:

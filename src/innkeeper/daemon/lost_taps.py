@@ -5,7 +5,7 @@ from __future__ import annotations
 from innkeeper.compute.adoption import start_ticks
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model.resources import Nic, Vm
-from innkeeper.network.kernel import Report
+from innkeeper.network.report import Report
 from innkeeper.network.switch import SwitchRunner
 
 

@@ -17,7 +17,7 @@ from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.seeds import check_static, serves_dhcp
 from innkeeper.daemon.subnets6 import check_address6
 from innkeeper.daemon.switches import Switches
-from innkeeper.daemon.vlans import check_vlan, takes_vlans
+from innkeeper.daemon.vlans import check_priority, check_vlan, takes_vlans
 from innkeeper.model import requests as ask, views
 from innkeeper.model.acl import NicAcl, is_mac
 from innkeeper.model.capturing import CaptureStart
@@ -71,6 +71,7 @@ class Nics:
             self._check_static(switch)
         self._acl(wish.acl)
         check_vlan(switch, wish.vlan)
+        check_priority(switch, wish.traffic)
         self._check_minimum(switch, "new", wish.traffic)
         return switch
 
@@ -285,7 +286,11 @@ class Nics:
         if request.vlan is not None:
             changes["vlan"] = request.vlan
         switch = self._rooms.store.get(Switch, request.switch or nic.switch_id)
-        check_vlan(switch, request.vlan or nic.vlan)
+        moves, vlan, traffic = switch.id != nic.switch_id, request.vlan or nic.vlan, changes.get("traffic", nic.traffic)
+        if moves or vlan != nic.vlan:  # what it has already must not keep all else from being changed
+            check_vlan(switch, vlan)
+        if moves or traffic.pcp != nic.traffic.pcp:
+            check_priority(switch, traffic)
         self._check_extras(nic, switch, request)
         for name in ("extra_addresses", "extra_macs"):
             if getattr(request, name) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from innkeeper.daemon.learning import Learning
 from innkeeper.daemon.lost_taps import give_back
 from innkeeper.daemon.metering import Metering
 from innkeeper.daemon.minimums import check_rate
-from innkeeper.daemon.ports import port_policies, switch_policy
+from innkeeper.daemon.ports import port_policies, switch_policy, vlan_policy
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.daemon.subnets6 import wished_subnet6
 from innkeeper.daemon.tracing import Tracing
 from innkeeper.daemon.uplinks import Uplinks
+from innkeeper.daemon.vlans import check_uplink
 from innkeeper.daemon.watchman import Watchman
 from innkeeper.model import requests as ask, views
 from innkeeper.model.problems import Conflict, Problem
@@ -30,9 +32,9 @@ from innkeeper.model.resources import Acl, Condition, HostSettings, Nic, Switch,
 from innkeeper.model.tracing import ReachAsk, Trace
 from innkeeper.network import addresses, foreign
 from innkeeper.network.dhcp_policy import check_dhcp
-from innkeeper.network.kernel import Report
 from innkeeper.network.plan import Standing
 from innkeeper.network.policy import APART, PortPolicy, SwitchPolicy
+from innkeeper.network.report import Report
 from innkeeper.network.switch import SwitchRunner
 from innkeeper.system import process
 
@@ -61,6 +63,8 @@ class Switches:
         self._watchman: asyncio.Task[None] | None = None
         self._plugged: set[str] = set()
         """Ids of the cards whose vm has a process: their ports stand."""
+        self._newcomers: set[str] = set()
+        """Ids of the cards that are just on their way to another network: nothing that was learned counts there."""
         self._started = False
 
     # --- life ---
@@ -138,8 +142,8 @@ class Switches:
         await self.metering.let_go()
         await self.guarding.let_go()
         await self.learning.let_go()
-        await self._runner.remove_all()
         self._plugged.clear()
+        await self._runner.remove_all()
 
     async def let_go(self) -> None:
         """The daemon ends; bridges, taps, rules and DHCP stay."""
@@ -219,7 +223,11 @@ class Switches:
     def _ports(self, switch: Switch) -> list[PortPolicy]:
         nics = [nic for nic in self._rooms.store.find(Nic, switch_id=switch.id) if nic.id in self._plugged]
         vms = {vm.id: vm for vm in self._rooms.store.ls(Vm)}
-        return port_policies(self._rooms.paths, switch, nics, vms, self._acls(), self.learning.known)
+
+        def known(nic: Nic) -> dict[str, str]:
+            return {} if nic.id in self._newcomers else self.learning.known(nic)
+
+        return port_policies(self._rooms.paths, switch, nics, vms, self._acls(), known)
 
     def _acls(self) -> dict[str, Acl]:
         return {acl.id: acl for acl in self._rooms.store.ls(Acl)}
@@ -254,21 +262,29 @@ class Switches:
         self.learning.forget(nic)
         self.learning.follow(self._plugged)
 
-    def _port(self, nic: Nic) -> PortPolicy:
-        switch = self._rooms.store.get(Switch, nic.switch_id)
-        tap = self._rooms.paths.tap(nic.number)
-        return next(port for port in self._ports(switch) if port.tap == tap)
-
     async def port_changed(self, nic: Nic, before: Nic) -> None:
         """Follow a change of the card's document, to another switch too.
 
         The port moves before anything pauses: a refresh of the former switch would remove a tap that is not its own.
         """
         switch = self._rooms.store.get(Switch, nic.switch_id)
-        if (nic.switch_id, nic.vlan) != (before.switch_id, before.vlan):  # it is in another network now
-            self.learning.forget(nic)
+        moves = (nic.switch_id, nic.vlan) != (before.switch_id, before.vlan)
+        since_s = time.time()
+        bridge, tap = self._rooms.paths.bridge(switch.number), self._rooms.paths.tap(nic.number)
         if nic.id in self._plugged:
-            await self._runner.move_port(self._rooms.paths.bridge(switch.number), self._port(nic))
+            standing = self._runner.standing(bridge)
+            there = standing.ports.get(tap) if standing is not None else None
+            moves = there is None or there.vlan != vlan_policy(nic.vlan)  # it stays there where a change is taken back
+        self._newcomers |= {nic.id} if moves else set()
+        try:
+            if nic.id in self._plugged:
+                await self._runner.move_port(bridge, next(port for port in self._ports(switch) if port.tap == tap))
+            if moves:
+                self.learning.forget_before(nic, since_s)
+        finally:
+            self._newcomers.discard(nic.id)
+        if moves and self.learning.known(nic):  # learned on the way
+            await self._update_rules([nic])
         if nic.switch_id != before.switch_id:
             await self.refresh(self._rooms.store.get(Switch, before.switch_id))
             self.drop_forwards(before)
@@ -367,6 +383,7 @@ class Switches:
         """``switch`` with the uplink and the mtu that are asked for, and what taking its cards does, in words."""
         mtu = request.mtu if "mtu" in request.model_fields_set else None
         uplink, mtu, cards = await self._uplinks.wish(request, mtu, switch.id)
+        check_uplink(uplink, self._rooms.store.find(Nic, switch_id=switch.id))
         steps = self._uplinks.sentences(uplink, cards, self._rooms.paths.bridge(switch.number))
         return switch.model_copy(update={"uplink": uplink, "mtu": mtu, "dhcp": False}), steps
 

@@ -1,4 +1,4 @@
-"""What a card's VLAN needs of its switch and of this host's kernel."""
+"""What a card's VLAN, and the priority of what it sends there, needs of its switch and of this host's kernel."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from innkeeper.daemon.ports import vlan_policy
 from innkeeper.model.problems import Conflict, Invalid
-from innkeeper.model.resources import Switch, SwitchKind
+from innkeeper.model.resources import Nic, Switch, SwitchKind
+from innkeeper.model.traffic import NicTraffic
+from innkeeper.model.uplink import Uplink
 from innkeeper.model.vlan import NicVlan
-from innkeeper.network.features import VLAN_FILTERING, lacking, lacks
-from innkeeper.network.host_vlans import host_vlans
+from innkeeper.network.features import PRIORITIES, VLAN_FILTERING, lacking, lacks
+from innkeeper.network.host_vlans import bridge_ports, host_vlans
 from innkeeper.network.vlan_policy import OWN_VLAN, UNTAGGED, VlanPolicy, carries
 from innkeeper.system.kernel_parts import kernel_parts
 
@@ -37,7 +39,27 @@ def check_vlan(switch: Switch, vlan: NicVlan) -> None:
             what = "a VLAN that leads outside" if outside else "a trunk"
             raise lacks(part, what, VLAN_FILTERING.still)
     if outside and switch.uplink is not None:
-        _check_host_vlans(switch.uplink.devices, policy)
+        _check_host_vlans(_cards(switch.uplink), policy)
+
+
+def check_uplink(uplink: Uplink, nics: Iterable[Nic]) -> None:
+    """Whether the VLANs of a switch's cards can lead out by ``uplink``. Raises ``Conflict`` (``nic.vlan_in_use``)."""
+    cards = _cards(uplink)
+    for nic in nics:
+        if (policy := vlan_policy(nic.vlan)) != UNTAGGED:
+            _check_host_vlans(cards, policy)
+
+
+def check_priority(switch: Switch, traffic: NicTraffic) -> None:
+    """Raises ``Unavailable`` (``network.kernel_lacks``) where the uplink cannot be given the card's priority."""
+    if switch.switch_kind is SwitchKind.EXTERNAL and traffic.pcp is not None:
+        for part in lacking(PRIORITIES, kernel_parts(PRIORITIES.parts)):
+            raise lacks(part, "an 802.1p priority", PRIORITIES.still)
+
+
+def _cards(uplink: Uplink) -> list[str]:
+    """Where a VLAN device of the host's gets frames before the switch: not on a bridge, but on its ports."""
+    return [port for name in uplink.devices for port in bridge_ports(name)] if uplink.via == "cable" else uplink.devices
 
 
 def _check_host_vlans(cards: Iterable[str], policy: VlanPolicy) -> None:

@@ -11,7 +11,7 @@ from innkeeper.daemon.journal import HOST
 from innkeeper.daemon.rooms import Rooms
 from innkeeper.model.problems import Failed, Problem, Unavailable
 from innkeeper.model.resources import Nic, Resource, Switch
-from innkeeper.network.kernel import Report
+from innkeeper.network.report import Report
 from innkeeper.network.switch import SwitchRunner
 
 log = logging.getLogger(__name__)

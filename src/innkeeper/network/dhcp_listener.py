@@ -24,27 +24,50 @@ _LOAD_HALF, _LOAD_BYTE = 0x28, 0x30
 _LOAD_HALF_BEHIND, _LOAD_HEADER_LENGTH = 0x48, 0xB1
 _EQUAL, _ANY_BIT, _RETURN = 0x15, 0x45, 0x06
 
+
+def _kept(shift: int) -> tuple[Instruction, ...]:
+    """The end of the filter, where a frame's type is loaded, which stands ``shift`` bytes later than without a tag."""
+    return (
+        (_EQUAL, 0, 8, 0x0800),
+        (_LOAD_BYTE, 0, 0, 23 + shift),
+        (_EQUAL, 0, 12, 17),
+        (_LOAD_HALF, 0, 0, 20 + shift),
+        (_ANY_BIT, 10, 0, 0x3FFF),
+        (_LOAD_HEADER_LENGTH, 0, 0, 14 + shift),
+        (_LOAD_HALF_BEHIND, 0, 0, 16 + shift),
+        (_EQUAL, 8, 0, 67),
+        (_EQUAL, 7, 6, 68),
+        (_EQUAL, 0, 5, 0x86DD),
+        (_LOAD_BYTE, 0, 0, 20 + shift),
+        (_EQUAL, 0, 3, 17),
+        (_LOAD_HALF, 0, 0, 56 + shift),
+        (_EQUAL, 2, 0, 546),
+        (_EQUAL, 1, 0, 547),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, _FRAME_BYTES),
+    )
+
+
+_TYPE, _TAG_BYTES = 12, 4
+_TAGGED = ((_LOAD_HALF, 0, 0, _TYPE + _TAG_BYTES), *_kept(_TAG_BYTES))
 FILTER: tuple[Instruction, ...] = (
-    (_LOAD_HALF, 0, 0, 12),
-    (_EQUAL, 0, 8, 0x0800),
-    (_LOAD_BYTE, 0, 0, 23),
-    (_EQUAL, 0, 12, 17),
-    (_LOAD_HALF, 0, 0, 20),
-    (_ANY_BIT, 10, 0, 0x3FFF),
-    (_LOAD_HEADER_LENGTH, 0, 0, 14),
-    (_LOAD_HALF_BEHIND, 0, 0, 16),
-    (_EQUAL, 8, 0, 67),
-    (_EQUAL, 7, 6, 68),
-    (_EQUAL, 0, 5, 0x86DD),
-    (_LOAD_BYTE, 0, 0, 20),
-    (_EQUAL, 0, 3, 17),
-    (_LOAD_HALF, 0, 0, 56),
-    (_EQUAL, 2, 0, 546),
-    (_EQUAL, 1, 0, 547),
-    (_RETURN, 0, 0, 0),
-    (_RETURN, 0, 0, _FRAME_BYTES),
+    (_LOAD_HALF, 0, 0, _TYPE),
+    (_EQUAL, 0, len(_TAGGED), _VLAN),
+    *_TAGGED,
+    *_kept(0),
 )
-"""UDP in one piece for ports 67 and 68 (IPv4), 546 and 547 (IPv6). The kernel keeps a frame's tag beside it."""
+"""UDP in one piece for ports 67 and 68 (IPv4), 546 and 547 (IPv6), with a VLAN's tag or without.
+
+The kernel keeps a frame's tag beside it, until it goes to a card that cannot put it in itself: then it is in the frame.
+"""
+
+
+def taken_off(frame: bytes, beside: tuple[int, int] | None) -> tuple[bytes, tuple[int, int] | None]:
+    """The frame without the tag that is in it, and its tag (type, control); one that is ``beside`` it is the outer."""
+    if beside is not None or frame[_TYPE : _TYPE + 2] != _VLAN.to_bytes(2):
+        return frame, beside
+    tag = _VLAN, int.from_bytes(frame[_TYPE + 2 : _TYPE + _TAG_BYTES])
+    return frame[:_TYPE] + frame[_TYPE + _TAG_BYTES :], tag
 
 
 def open_listener(device: str) -> socket.socket:
@@ -88,10 +111,11 @@ class Listener:
                 frame, ancillary, _, (_, _, way, *_) = self._source.recvmsg(_FRAME_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return messages
+            frame, tag = taken_off(frame, tag_of(ancillary))
             message = read(frame)
             if message is not None and (message.kind == "ask") == (way == _OUTGOING):
-                ethertype, tag = tag_of(ancillary) or (_VLAN, 0)
+                ethertype, control = tag or (_VLAN, 0)
                 if ethertype == _VLAN:
-                    messages.append(replace(message, vlan_id=tag & 0xFFF or None))
+                    messages.append(replace(message, vlan_id=control & 0xFFF or None))
         self._ready.set()  # there may be more; others have their turn
         return messages

@@ -2,7 +2,7 @@
 
 Pure, and total: whatever the bytes are, there is a message or None.
 
-What came in fragments, through extension headers or behind a VLAN tag that the kernel had not taken off is no message:
+What came in fragments, through extension headers or behind a VLAN tag that was not taken off is no message:
 clients and servers send none so.
 """
 

@@ -1,12 +1,27 @@
-"""Letting the host forward IPv6 without losing its own way out. In the network namespace of the thread."""
+"""Letting the host forward, IPv6 without losing its own way out. In the network namespace of the thread."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from innkeeper.network.links import write_sysctl
+from innkeeper.network.policy import SwitchPolicy
 
+_FORWARDING4 = "net/ipv4/ip_forward"
 _INTERFACES = Path("/proc/sys/net/ipv6/conf")
+
+
+def forward(switch: SwitchPolicy) -> list[str]:
+    """Make the host a router as far as the switch needs one; returns what was done.
+
+    Raises ``Failed`` (``host.sysctl``).
+    """
+    done = []
+    if switch.way_out and write_sysctl(_FORWARDING4, "1"):
+        done.append("let the host forward IPv4 (net.ipv4.ip_forward=1)")
+    if switch.kind == "nat" and switch.subnet6 is not None:
+        done += forward_ipv6()
+    return done
 
 
 def forward_ipv6() -> list[str]:

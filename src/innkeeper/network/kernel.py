@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from innkeeper.model.problems import Conflict, Failed, NotFound, Problem
@@ -18,15 +17,14 @@ from innkeeper.network.dhcp import Lease, Server
 from innkeeper.network.docker import Docker
 from innkeeper.network.features import ACL_LOG, lacking
 from innkeeper.network.firewall_trial import FirewallInKernel
-from innkeeper.network.forwarding import forward_ipv6
-from innkeeper.network.links import Device, Links, Route, open_tap, write_sysctl
-from innkeeper.network.minimums import shares
+from innkeeper.network.forwarding import forward
+from innkeeper.network.links import Device, Links, Route, open_tap
 from innkeeper.network.nft import Nft
 from innkeeper.network.overlay_links import Overlays
 from innkeeper.network.overlay_plan import tunnels_of
 from innkeeper.network.plan import Standing, connection, dhcp_facts
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
-from innkeeper.network.priorities import priorities
+from innkeeper.network.report import Report
 from innkeeper.network.rules import Rules
 from innkeeper.network.ruleset import BRIDGE_PREFIX, TAP_PREFIX, Element
 from innkeeper.network.shaping import LIMITER_PREFIX
@@ -35,28 +33,14 @@ from innkeeper.network.traffic import Direction, Meter
 from innkeeper.network.traffic_control import Shaper
 from innkeeper.network.transaction import Schema, compile_elements, elements_of
 from innkeeper.network.unforeseen import as_problem
-from innkeeper.network.uplink_priorities import UplinkPriorities
 from innkeeper.network.uplink_record import records
-from innkeeper.network.uplink_shares import UplinkShares
+from innkeeper.network.uplink_traffic import UplinkTraffic
 from innkeeper.network.uplinks import Uplinks, ignore
 from innkeeper.network.vlan_policy import UNTAGGED
 from innkeeper.system.kernel_parts import kernel_parts
 
-FORWARDING = "net/ipv4/ip_forward"
 _KINDS = {BRIDGE_PREFIX: "bridge", TAP_PREFIX: "tun", LIMITER_PREFIX: "ifb"}
 """Kinds of the inn's devices by their names' beginning."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What ``Kernel.repair`` did, in sentences, and what it could not do: switch name -> problem.
-
-    ``new_taps`` had to be made since the last report: whoever had one open before has lost it.
-    """
-
-    done: list[str] = field(default_factory=list)
-    problems: dict[str, Problem] = field(default_factory=dict)
-    new_taps: list[str] = field(default_factory=list)
 
 
 class Kernel:
@@ -74,7 +58,7 @@ class Kernel:
         self._rules = Rules(self.schema, self._nft)
         self._links = Links()
         self._shaper = Shaper()
-        self._shares, self._priorities = UplinkShares(), UplinkPriorities()
+        self._traffic = UplinkTraffic()
         self.uplinks = Uplinks(records(directory), passed)
         self._overlays = Overlays(inn_id)
         self._tenancy = Tenancy(inn_id, self.standing)
@@ -101,7 +85,7 @@ class Kernel:
         for name, device in devices.items():
             if name not in self.standing and name not in self._bridge_of and device.kind in ("bridge", "tun"):
                 if device.kind == "bridge":
-                    report.done += self.uplinks.release(name, None)
+                    report.done += self._let_go(name, None, report.problems)
                 self._links.remove(name, device.kind)
                 report.done.append(f"remove {name}, which belongs to nothing")
         for folder in self._folders():
@@ -114,8 +98,9 @@ class Kernel:
                 report.done += self._ensure_again(standing, devices, standing.ports)
             except Problem as problem:
                 report.problems[standing.switch.name] = problem
-            if (problem_outside := self.uplinks.problems.get(standing.switch.bridge)) is not None:
-                report.problems.setdefault(standing.switch.name, problem_outside)
+            for problems in (self.uplinks.problems, self._traffic.problems):
+                if (outside := problems.get(standing.switch.bridge)) is not None:
+                    report.problems.setdefault(standing.switch.name, outside)
         for name in devices.keys() - self._shaper.limiters:
             if devices[name].kind == "ifb" and self._links.remove(name, "ifb"):
                 report.done.append(f"remove {name}, which belongs to nothing")
@@ -134,19 +119,18 @@ class Kernel:
         return self._docker.ensure()
 
     def remove_all(self) -> None:
-        """Leave nothing of the inn: dnsmasq, taps, bridges, rules."""
+        """Leave nothing of the inn: dnsmasq, taps, bridges, rules. What stays on an uplink is raised last."""
         for folder in self._folders():
             Server(folder).remove()
         with contextlib.suppress(OSError):
             self.directory.rmdir()
         self._overlays.sweep(())
         self._tenancy.remove_all()
-        devices = self._devices()
+        devices, left = self._devices(), dict[str, Problem]()
         for name in devices:
             if name.startswith(BRIDGE_PREFIX):
-                if (standing := self.standing.get(name)) is not None:
-                    self._unshare(standing.switch)
-                self.uplinks.release(name, standing.switch.uplink if standing else None)
+                standing = self.standing.get(name)
+                self._let_go(name, standing.switch if standing else None, left)
         self.uplinks.forget()
         for prefix, kind in reversed(_KINDS.items()):
             self._links.remove_together((name for name in devices if name.startswith(prefix)), kind)
@@ -155,12 +139,14 @@ class Kernel:
         self.firewall.elements = frozenset()
         self.standing.clear()
         self._bridge_of = {}
+        for problem in left.values():
+            raise problem
 
     def close(self) -> None:
         self._nft.close()
         self._links.close()
         self._shaper.close()
-        self._shares.close()
+        self._traffic.close()
         self.uplinks.close()
 
     # --- a switch -----------------------------------------------------------------------------------------------------
@@ -294,7 +280,7 @@ class Kernel:
 
     def _become(self, old: Standing | None, new: Standing | None) -> list[str]:
         """From one switch to another; the old one's taps go first, the new one's rules before its devices."""
-        done = []
+        done, left = [], dict[str, Problem]()
         old_ports, new_ports = old.ports if old else {}, new.ports if new else {}
         leaving = sorted(old_ports.keys() - new_ports.keys())
         done += [f"remove tap {tap}" for tap in self._links.remove_together(leaving, "tun")]
@@ -307,22 +293,25 @@ class Kernel:
             self._servers.pop(bridge, None)
             self._shaper.remove(bridge)
             done += self._overlays.remove(bridge) + self._tenancy.remove(old.switch)
-            self._unshare(old.switch)
-            done += self.uplinks.release(bridge, old.switch.uplink)
+            done += self._let_go(bridge, old.switch, left)
             if self._links.remove(bridge, "bridge"):
                 done.append(f"remove bridge {bridge}")
         elif old is not None and new is not None and connection(old) != connection(new):
-            self._unshare(old.switch)
-            done += self.uplinks.release(old.switch.bridge, old.switch.uplink)
+            done += self._let_go(old.switch.bridge, old.switch, left)
         shared = self._tenancy.shared_elements(old, new)
         self._rules.change(_compiled(old) - shared, _compiled(new) - shared)
         if new is None:
             if old is not None:
                 self.standing.pop(old.switch.bridge, None)
+            for problem in left.values():
+                raise problem
             return done
         self.standing[new.switch.bridge] = new
         self._bridge_of |= dict.fromkeys(new_ports, new.switch.bridge)
-        return done + self._ensure_again(new, self._devices(), old_ports.keys() & new_ports.keys())
+        done += self._ensure_again(new, self._devices(), old_ports.keys() & new_ports.keys())
+        for problem in left.values():
+            raise problem
+        return done
 
     def _change_port(self, standing: Standing, old: PortPolicy | None, new: PortPolicy | None) -> list[str]:
         """One port of a switch from ``old`` to ``new``; put back when that fails."""
@@ -341,26 +330,28 @@ class Kernel:
             self._bridge_of.pop(tap, None)
             self.standing[switch.bridge] = changed
             self._shaper.ensure(switch.bridge, changed.ports.values())
-            if old is not None and old.vlan != UNTAGGED:
+            if old is not None and old.vlan != UNTAGGED and self._links.device(switch.bridge) is not None:
                 done += self._ensure_vlans(changed)
             done += self._share(changed)
         else:
             lost = {tap} if old is not None and self._links.device(tap) is None else set[str]()
             try:
-                done += self._ensure_tap(switch, new)
-                self._remade |= lost
-                done += self._ensure_vlans(changed)
+                done += self._plug(changed, [new])
                 done += self._shaper.ensure(switch.bridge, changed.ports.values(), fresh={tap})
                 done += self._share(changed)
             except Problem:
                 if old is None:
                     self._links.remove(tap, "tun")
                 with contextlib.suppress(Problem):
+                    self._plug(standing, [old] if old else [])
+                with contextlib.suppress(Problem):
                     self._shaper.ensure(switch.bridge, standing.ports.values(), fresh={tap})
                 with contextlib.suppress(Problem):
                     self._share(standing)
                 self._rules.change(after, before)
                 raise
+            finally:
+                self._remade |= {one for one in lost if self._links.device(one) is not None}
             self._bridge_of[tap] = switch.bridge
             self.standing[switch.bridge] = changed
         if switch.serves_dhcp and (old is None or new is None or dhcp_facts(old) != dhcp_facts(new)):
@@ -380,9 +371,7 @@ class Kernel:
         self.standing |= {left.switch.bridge: left, joined.switch.bridge: joined}
         self._bridge_of[port.tap] = joined.switch.bridge
         self._shaper.ensure(left.switch.bridge, left.ports.values())
-        self._ensure_tap(joined.switch, port)
-        done += self._ensure_vlans(joined) + self._ensure_vlans(left)
-        done.append(f"plug it into {joined.switch.bridge}")
+        done += self._plug(joined, [port]) + self._ensure_vlans(left)
         done += self._shaper.ensure(joined.switch.bridge, joined.ports.values(), fresh={port.tap})
         failed: Problem | None = None
         for each in (left, joined):
@@ -407,16 +396,25 @@ class Kernel:
             )
         return bridge
 
-    def _ensure_tap(self, switch: SwitchPolicy, port: PortPolicy) -> list[str]:
-        present = self._links.device(port.tap)
-        done = self._links.ensure_tap(port, self._bridge(switch), port.mtu or switch.mtu, present)
-        return done + self._hold_mtu(switch, [port])
-
-    def _hold_mtu(self, switch: SwitchPolicy, ports: Iterable[PortPolicy]) -> list[str]:
-        """A bridge takes the smallest MTU of its ports until it is given one that differs from what it has."""
-        if all(port.mtu is None for port in ports):
-            return []
-        return self._links.ensure_bridge(switch, self._links.device(switch.bridge))
+    def _plug(
+        self, standing: Standing, ports: Collection[PortPolicy], devices: Mapping[str, Device] | None = None
+    ) -> list[str]:
+        """Have the taps of ``ports`` in the bridge, and in their VLANs before anything passes them."""
+        switch, done, closed = standing.switch, [], []
+        bridge = (devices or {}).get(switch.bridge) or self._bridge(switch)
+        has_tags = vlan_bridge.has_tags(switch, standing.ports.values())
+        for port in ports:
+            present = self._links.device(port.tap) if devices is None else devices.get(port.tap)
+            if has_tags and (present is None or (present.master, present.up) != (bridge.index, True)):
+                closed.append(port.tap)
+            mtu = port.mtu or switch.mtu
+            done += self._links.ensure_tap(port, bridge, mtu, present, closed=port.tap in closed[-1:])
+        if any(port.mtu is not None for port in ports):
+            # A bridge takes the smallest MTU of its ports until it is given one that differs from what it has.
+            done += self._links.ensure_bridge(switch, self._links.device(switch.bridge))
+        done += vlan_bridge.ensure(switch, bridge, standing.ports.values())
+        self._links.open_up(closed)
+        return done
 
     def _ensure_again(self, standing: Standing, devices: dict[str, Device], stood: Collection[str]) -> list[str]:
         """As ``_ensure_devices``; what fails is a ``Problem``.
@@ -433,12 +431,8 @@ class Kernel:
     def _ensure_devices(self, standing: Standing, devices: dict[str, Device]) -> list[str]:
         switch = standing.switch
         done = self._links.ensure_bridge(switch, devices.get(switch.bridge))
-        bridge = devices.get(switch.bridge) or self._bridge(switch)
-        for tap, port in standing.ports.items():
-            done += self._links.ensure_tap(port, bridge, port.mtu or switch.mtu, devices.get(tap))
-        done += self._hold_mtu(switch, standing.ports.values())
+        done += self._plug(standing, standing.ports.values(), devices)  # before it leads outside
         done += self._tenancy.ensure(switch) + self._overlays.ensure(switch)
-        done += vlan_bridge.ensure(switch, bridge, standing.ports.values())  # before it leads outside
         done += self._shaper.ensure(switch.bridge, standing.ports.values(), verify=True)
         if switch.kind == "external":
             done += self.uplinks.ensure(switch)
@@ -448,21 +442,27 @@ class Kernel:
             done += self._serve(standing)
         elif self._server(switch.bridge).remove():
             done.append(f"stop DHCP and DNS of switch {switch.name}")
-        if switch.way_out and write_sysctl(FORWARDING, "1"):
-            done.append("let the host forward IPv4 (net.ipv4.ip_forward=1)")
-        if switch.kind == "nat" and switch.subnet6 is not None:
-            done += forward_ipv6()
-        return done
+        return done + forward(switch)
 
     def _share(self, standing: Standing, *, verify: bool = False) -> list[str]:
-        """The minimums and priorities of a switch's ports at its uplink."""
-        switch, ports = standing.switch, list(standing.ports.values())
-        done = self._shares.ensure(switch.outside, shares(switch, ports), verify=verify)
-        return done + self._priorities.ensure(switch.outside, priorities(switch, ports), verify=verify)
+        """The minimums and priorities of a switch's ports at its uplink, as long as that is the switch's."""
+        switch = standing.switch
+        card = self.uplinks.given_back(switch.bridge, switch.uplink)
+        if not card:
+            return self._traffic.ensure(standing, verify=verify)
+        if verify and not any(one.switch.outside == card for one in self.standing.values() if one is not standing):
+            self._traffic.clear(switch.bridge, [card])
+        return []
 
-    def _unshare(self, switch: SwitchPolicy) -> None:
-        self._shares.ensure(switch.outside, None, verify=True)
-        self._priorities.ensure(switch.outside, frozenset(), verify=True)
+    def _let_go(self, bridge: str, switch: SwitchPolicy | None, problems: dict[str, Problem]) -> list[str]:
+        """Give back what of the host's is at ``bridge``, whose switch None is not known, as it was.
+
+        What cannot be taken off a card is in ``problems``: the host's network comes back all the same.
+        """
+        outside = self.uplinks.cards(bridge) if switch is None else [switch.outside] if switch.outside else []
+        if (failed := self._traffic.clear(bridge, outside)) is not None:
+            problems[switch.name if switch else bridge] = failed
+        return self.uplinks.release(bridge, switch.uplink if switch else None)
 
     def _serve(self, standing: Standing) -> list[str]:
         """DHCP and DNS of a switch, where its tenant is."""

@@ -125,9 +125,12 @@ class Links:
         # An external switch's bridge has the addresses of the host, not of the inn.
         return done if switch.kind == "external" else done + self._ensure_address(switch, present.index)
 
-    def ensure_tap(self, port: PortPolicy, bridge: Device, mtu: int, present: Device | None) -> list[str]:
+    def ensure_tap(
+        self, port: PortPolicy, bridge: Device, mtu: int, present: Device | None, *, closed: bool = False
+    ) -> list[str]:
         """Make the port's persistent tap and plug it into ``bridge``; returns what was done.
 
+        ``closed``: nothing passes it until ``open_up``, since a bridge puts what joins it into its own VLAN.
         Raises ``Conflict`` (``nic.device_taken``), ``Unavailable`` (``nic.tun_missing``).
         """
         done = []
@@ -144,12 +147,21 @@ class Links:
         if present is None:
             present = self._present(port.tap)
             _quiet_ipv6(port.tap, speaks=False)
-        if (present.master, present.mtu, present.up) != (bridge.index, mtu, True):
+        if closed or (present.master, present.mtu, present.up) != (bridge.index, mtu, True):
             with _kernel(f"tap {port.tap} cannot be plugged into {bridge.name}"):
-                self._netlink.link("set", index=present.index, mtu=mtu, master=bridge.index, state="up")
+                if closed and present.up:  # the kernel would take it down only after it has joined
+                    self._netlink.link("set", index=present.index, state="down")
+                state = "down" if closed else "up"
+                self._netlink.link("set", index=present.index, mtu=mtu, master=bridge.index, state=state)
             if not done:
                 done.append(f"plug tap {port.tap} into {bridge.name}")
         return done
+
+    def open_up(self, taps: Iterable[str]) -> None:
+        """Let frames pass those taps, which were plugged in closed."""
+        for tap in taps:
+            with _kernel(f"tap {tap} cannot be opened up"):
+                self._netlink.link("set", index=self._present(tap).index, state="up")
 
     def unplug(self, tap: str) -> bool:
         """Take the tap out of its bridge and let it stand by itself, down; False when it was in none."""

@@ -165,6 +165,8 @@ def _way(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Step
     outer, inner = (source, target) if source.port is None else (target, source)
     apart = inner.port is not None and not inner.port.vlan.with_host
     if switch.kind == "external":
+        if apart and _is_hosts(switch, outer.address):
+            return Step(where, False, f"the VLAN of {inner.name} is apart from the host, which has {outer.address}")
         return Step(where, True, f"leads to {f'the VLAN of {inner.name}' if apart else 'the networks'} at its uplink")
     if apart:
         return Step(where, False, f"the VLAN of {inner.name} is apart from the host and what is beyond")
@@ -187,3 +189,10 @@ def _way(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Step
     if any(asked == (names[one.protocol], one.address, one.guest_port) for one in switch.forwards):
         return Step(where, True, "a forward leads in")
     return Step(where, False, "nothing comes in unasked, and no forward leads there")
+
+
+def _is_hosts(switch: SwitchPolicy, address: str) -> bool:
+    """Whether the host has that address on the uplink, where no frame has a tag."""
+    network = switch.uplink.network if switch.uplink is not None else None
+    own = () if network is None else network.addresses
+    return ipaddress.ip_address(address) in [ipaddress.ip_address(one.address) for one in own]

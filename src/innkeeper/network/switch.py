@@ -18,7 +18,7 @@ from innkeeper.network.capture import Capture, Limits, compile_filter, open_sock
 from innkeeper.network.dhcp import Lease, service_user
 from innkeeper.network.dhcp_listener import Listener, open_listener
 from innkeeper.network.drift import Watch, readable
-from innkeeper.network.kernel import Kernel, Report
+from innkeeper.network.kernel import Kernel
 from innkeeper.network.links import Route
 from innkeeper.network.lost_taps import give_back
 from innkeeper.network.meter_dump import Count
@@ -26,6 +26,7 @@ from innkeeper.network.namespace import NetworkThread
 from innkeeper.network.nflog import link_names, open_group
 from innkeeper.network.plan import Standing, SwitchPlan, plan_change
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.report import Report
 from innkeeper.network.ruleset import Element
 from innkeeper.network.traffic import Direction, Meter
 from innkeeper.network.transaction import log_group

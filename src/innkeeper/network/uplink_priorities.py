@@ -23,7 +23,8 @@ class UplinkPriorities:
     """
 
     def __init__(self) -> None:
-        self._applied: dict[str, Set[Priority]] = {}
+        self._applied: dict[str, Set[Priority] | None] = {}
+        """None: nobody knows, since what was begun last did not end well."""
 
     def ensure(self, device: str | None, wanted: Set[Priority], *, verify: bool = False) -> list[str]:
         """Have what leaves by ``device`` carry these priorities; returns what was done.
@@ -35,14 +36,14 @@ class UplinkPriorities:
         if index_of(device) == 0:
             self._applied.pop(device, None)
             return []
+        for part in lacking(PRIORITIES, kernel_parts(PRIORITIES.parts)) if wanted else ():
+            raise lacks(part, "an 802.1p priority", PRIORITIES.still)
+        self._applied[device] = None
         changed = self._apply(device, wanted)
         self._applied[device] = wanted
         return [f"set priorities at {device}"] if changed else []
 
     def _apply(self, device: str, wanted: Set[Priority]) -> bool:
-        if wanted:
-            for part in lacking(PRIORITIES, kernel_parts(PRIORITIES.parts)):
-                raise lacks(part, "an 802.1p priority", PRIORITIES.still)
         has_hook = _has_hook(device)
         present = listed(_filters(device, "egress")) if has_hook else _NONE
         if present == wanted:

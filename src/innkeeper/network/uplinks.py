@@ -66,6 +66,11 @@ class Uplinks:
         """The move to ``bridge`` that waits to be confirmed, or was not."""
         return self._file(bridge).read()
 
+    def given_back(self, bridge: str, uplink: UplinkPolicy | None) -> str | None:
+        """The card that is the host's again, since its move to ``bridge`` was not confirmed in time."""
+        record = self.record(bridge) if uplink is None or uplink.confirm_s is not None else None
+        return record.uplink if record is not None and record.state == "returned" else None
+
     def _file(self, bridge: str) -> RecordFile:
         return RecordFile(self._directory, bridge)
 
@@ -284,6 +289,10 @@ class Uplinks:
         self.forget_record(bridge)
         self._leases.forget(bridge)
         return done
+
+    def cards(self, bridge: str) -> list[str]:
+        """The host's own cards in an unknown bridge of the inn."""
+        return self._cards(bridge, None)
 
     def _return(self, cards: list[str], bridge: str, facts: NicFacts, recorded: HostNetwork | None) -> list[str]:
         first = cards[0]

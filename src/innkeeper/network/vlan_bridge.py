@@ -59,8 +59,8 @@ def commands(tap: str, actual: Mapping[int, str], wanted: Mapping[int, str]) -> 
 def ensure(switch: SwitchPolicy, bridge: Device, ports: Iterable[PortPolicy]) -> list[str]:
     """Make the bridge filter if a port has tags, and its ports be in their VLANs; returns what was done.
 
-    What is no port of the bridge yet, as an uplink may be, is left for the next time. Raises ``Unavailable``
-    (``network.kernel_lacks``) when there are tags and this kernel's bridges do not filter.
+    What is no port of the bridge now, as an uplink that another bridge has, is left for the next time.
+    Raises ``Unavailable`` (``network.kernel_lacks``) when there are tags and this kernel's bridges do not filter.
     """
     plugged = list(ports)
     wanted = has_tags(switch, plugged)
@@ -70,11 +70,9 @@ def ensure(switch: SwitchPolicy, bridge: Device, ports: Iterable[PortPolicy]) ->
     if wanted:
         present = listed(process.run(["bridge", "-j", "vlan", "show"]).stdout)
         lines: list[str] = []
-        taps = {port.tap for port in plugged}
+        ours = ports_of(bridge.name, process.run(["bridge", "-j", "link", "show"]).stdout)
         for device, carried in memberships(switch, plugged).items():
-            if device not in present and device not in taps:
-                continue
-            if changes := commands(device, present.get(device, {}), carried):
+            if device in ours and (changes := commands(device, present.get(device, {}), carried)):
                 done.append(f"put {device} into its VLANs")
                 lines += changes
         if lines:
@@ -83,6 +81,11 @@ def ensure(switch: SwitchPolicy, bridge: Device, ports: Iterable[PortPolicy]) ->
         process.run(["ip", "link", "set", "dev", bridge.name, "type", "bridge", "vlan_filtering", str(int(wanted))])
         done.append(f"let bridge {bridge.name} {'filter VLANs' if wanted else 'filter no VLANs'}")
     return done
+
+
+def ports_of(bridge: str, text: bytes) -> set[str]:
+    """The ports of ``bridge``, of what ``bridge -j link show`` prints."""
+    return {port["ifname"] for port in json.loads(text or b"[]") if port.get("master") == bridge}
 
 
 def listed(text: bytes) -> dict[str, dict[int, str]]:
