@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from innkeeper.fabric.pool import Pool
-from innkeeper.fabric.relief import MOST_TRIES, REFUSED_S
+from innkeeper.fabric.relief import MOST_TRIES, MOST_WAIT_S, REFUSED_S
 from innkeeper.fabric.space import Limits
 from innkeeper.fabric.volume import Volume
 from innkeeper.model.problems import NoSpace
@@ -198,6 +198,16 @@ def test_where_a_drain_has_no_room_a_sweep_is_made(lab: Lab, monkeypatch: pytest
     assert lab.rounds(volume) <= 3
     lab.write(volume, 0)
     assert lab.pool.meters.sweeps == 1
+
+
+def test_nobody_waits_longer_than_is_bearable(lab: Lab) -> None:
+    volume = lab.disk(400 * MIB)
+    lab.fill(volume, 20)
+    assert volume.waits_for_room(MIB)
+    lab.clock.sleep(MOST_WAIT_S - 1)
+    assert volume.waits_for_room(MIB), "nobody has drained yet"
+    lab.clock.sleep(2)
+    assert not volume.waits_for_room(MIB)
 
 
 def test_where_nobody_works_in_the_background_nobody_waits(lab: Lab) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 MOST_TRIES = 8
 """So often a sweep that made room for others is tried again, for one who did not get any of it."""
+MOST_WAIT_S = 45.0
+"""Nobody waits longer, whatever becomes of drains and sweeps."""
 REFUSED_S = 10.0
 """So long a disk that could not be helped is refused at once, unless something is removed or trimmed meanwhile."""
 
@@ -68,10 +70,12 @@ class Relief:
 class Plight:
     """What a disk that falls short waits for, and how often it has tried; until when it is refused at once."""
 
-    __slots__ = ("removals", "ticket", "tries", "until")
+    __slots__ = ("removals", "since", "ticket", "tries", "until")
 
     def __init__(self) -> None:
         self.ticket: int | None = None
+        self.since = 0.0
+        """When it fell short."""
         self.tries = 0
         self.until = 0.0
         self.removals = -1

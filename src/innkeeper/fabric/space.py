@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from innkeeper.fabric.catalog import Catalog, Disk
 from innkeeper.fabric.groups import GROUP_BYTES
 from innkeeper.fabric.oplog import SEGMENT_BYTES, OpLog
-from innkeeper.fabric.relief import MOST_TRIES, REFUSED_S, Relief
+from innkeeper.fabric.relief import MOST_TRIES, MOST_WAIT_S, REFUSED_S, Relief
 from innkeeper.model.problems import Failed, NoSpace, Problem, Unavailable
 
 if TYPE_CHECKING:
@@ -111,21 +111,29 @@ class PoolSpace:
             return False
         now = self.io.clock.monotonic()
         hopeless = now < plight.until and plight.removals == self.removals
-        if plight.ticket is None and (hopeless or not self._ask_relief(disk, short)):
-            return False
-        assert plight.ticket is not None
-        if self.relief.drained < plight.ticket:
+        if plight.ticket is None:
+            plight.since = now
+            if hopeless or not self._ask_relief(disk, short):
+                return False
+        if now - plight.since < MOST_WAIT_S and self._relief_goes_on(disk, short):
             return True
-        if short == SHORT_OF_ROOM:
-            if self.relief.swept < plight.ticket:
-                self.ask_for_sweep(plight.ticket)
-                return True
-            if self.relief.freed_bytes and plight.tries < MOST_TRIES:
-                plight.tries += 1
-                return self._ask_relief(disk, short)
         plight.over()
         plight.until, plight.removals = now + REFUSED_S, self.removals
         return False
+
+    def _relief_goes_on(self, disk: Disk, short: str) -> bool:
+        """Whether something that the disk waits for is still to come, and is asked for."""
+        plight, relief = disk.plight, self.relief
+        assert plight.ticket is not None
+        if relief.drained < plight.ticket:
+            return True
+        if short == SHORT_OF_QUOTA:
+            return False
+        if relief.swept < plight.ticket:
+            self.ask_for_sweep(plight.ticket)
+            return True
+        plight.tries += 1
+        return bool(relief.freed_bytes) and plight.tries <= MOST_TRIES and self._ask_relief(disk, short)
 
     def _ask_relief(self, disk: Disk, short: str) -> bool:
         """Ask for a drain of whatever the room that is short is shared with; False where nobody works."""

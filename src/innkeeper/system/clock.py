@@ -6,6 +6,7 @@ chance says and which background step runs next.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,9 @@ from typing import Protocol
 
 from innkeeper.system import priority
 
+log = logging.getLogger(__name__)
+
+AFTER_FAILURE_S = 5.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -153,7 +157,11 @@ class Background:
     def _run(self) -> None:
         priority.level()
         while not self._stopping:
-            rest_s = self._step()
+            try:
+                rest_s = self._step()
+            except Exception:  # whoever waits for its work must not wait for ever
+                log.exception("a step of %s failed; it goes on", self._thread.name)
+                rest_s = AFTER_FAILURE_S
             if rest_s > 0:
                 self._wake.wait(rest_s)
             self._wake.clear()
