@@ -35,7 +35,7 @@ class Lab:
             Io(real.files, clock, real.random, real.scheduler), str(folder), limits=LIMITS, background=False
         )
         self.clock = clock
-        self.pool._drainer_activity = _Nobody()  # type: ignore[assignment]
+        self.pool._drainer_activity = _Nobody()
         self.pool.storage_create(STORAGE)
         self.told = 0
         self.pool.on_room = self._told
@@ -84,6 +84,9 @@ class Lab:
 
 class _Nobody:
     def kick(self) -> None:
+        pass
+
+    def stop(self) -> None:
         pass
 
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from host_lab import BRIDGE, HOST4, HOST6, WORLD4, WORLD6, Host, new_host, until
@@ -167,9 +168,9 @@ def host() -> Iterator[Host]:
         yield made
 
 
-def hold(host: Host, *, around: Surroundings = NOWHERE, **wish: object) -> None:
+def hold(host: Host, *, around: Surroundings = NOWHERE, **wish: Any) -> None:
     """Have that firewall, and nothing but what was written."""
-    host.do(host.runner.set_firewall(standing(HostFirewall(enabled=True, **wish), around)))  # type: ignore[arg-type]
+    host.do(host.runner.set_firewall(standing(HostFirewall(enabled=True, **wish), around)))
     assert host.do(host.runner.repair()).done == [], "what nft lists is what was written"
 
 

@@ -16,18 +16,18 @@ _CHANGE_KIB = 128
 def checkpoint(stage: Stage) -> None:
     """Take one, write, apply it: the guest is as it was."""
     guest = GUESTS[2]
-    stage.sh(guest, "echo before > /root/note; sync")
+    stage.sh(guest, "echo before > /note; sync")
     with stage.timed(f"checkpoint 'before-upgrade' of {guest} taken"):
         wish = ask.CheckpointCreate(name="before-upgrade")
         stage.finish(stage.client.checkpoints.create(guest, wish))
-    stage.sh(guest, "echo after > /root/note; echo damage > /root/damage; sync")
-    stage.say(f"{guest} is changed: /root/note says {stage.sh(guest, 'cat /root/note')!r}")
+    stage.sh(guest, "echo after > /note; echo damage > /damage; sync")
+    stage.say(f"{guest} is changed: /note says {stage.sh(guest, 'cat /note')!r}")
     with stage.timed("checkpoint applied, and the guest is ready again"):
         stage.finish(stage.client.checkpoints.apply(guest, "before-upgrade"))
         stage.ready(guest)
-    note = stage.sh(guest, "cat /root/note; ls /root/damage 2>/dev/null || true")
-    require(note == "before", f"{guest} is not back: /root/note says {note!r}")
-    stage.say(f"{guest} is back: /root/note says {note!r} and the damage is gone")
+    note = stage.sh(guest, "cat /note; ls /damage 2>/dev/null || true")
+    require(note == "before", f"{guest} is not back: /note says {note!r}")
+    stage.say(f"{guest} is back: /note says {note!r} and the damage is gone")
 
 
 def _backup(stage: Stage) -> dict[str, Any]:
@@ -47,11 +47,11 @@ def backup(stage: Stage) -> None:
     guest = GUESTS[2]
     place = stage.session.paths.state / "tour-repository"
     stage.client.repositories.create(ask.RepositoryCreate(name=REPOSITORY, path=str(place), labels={LABEL: "yes"}))
-    stage.sh(guest, f"dd if=/dev/urandom of=/root/data bs=1M count={_DATA_MIB} 2>/dev/null; sync")
+    stage.sh(guest, f"dd if=/dev/urandom of=/data bs=1M count={_DATA_MIB} 2>/dev/null; sync")
     first = _backup(stage)
-    change = f"dd if=/dev/urandom of=/root/data bs=1k seek=64 count={_CHANGE_KIB} conv=notrunc 2>/dev/null; sync"
+    change = f"dd if=/dev/urandom of=/data bs=1k seek=64 count={_CHANGE_KIB} conv=notrunc 2>/dev/null; sync"
     stage.sh(guest, change)
-    checksum = stage.sh(guest, "sha256sum /root/data")
+    checksum = stage.sh(guest, "sha256sum /data")
     stage.say(f"{guest} changed {_CHANGE_KIB} KiB")
     second = _backup(stage)
     require(second["read"] < first["read"] / 2, "the second backup read as much as the first")
@@ -62,7 +62,7 @@ def backup(stage: Stage) -> None:
     with stage.timed(f"{guest} booted"):
         stage.finish(stage.client.vms.start(guest))
         stage.ready(guest)
-    restored = stage.sh(guest, "sha256sum /root/data")
+    restored = stage.sh(guest, "sha256sum /data")
     require(restored == checksum, "the restored data differ", cause=f"before {checksum}, after {restored}")
     stage.say(f"same checksum inside the guest before and after: {checksum.split()[0][:16]}…")
 

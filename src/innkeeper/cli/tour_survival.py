@@ -18,10 +18,10 @@ from innkeeper.system import process
 _LINES = 300
 _WRITER = f"""
 i=0
-: > /root/stamps
+: > /stamps
 while [ $i -lt {_LINES} ]; do
   i=$((i+1))
-  printf 'stamp %06d\\n' $i | dd of=/root/stamps bs=13 seek=$((i-1)) conv=notrunc,fsync 2>/dev/null ||
+  printf 'stamp %06d\\n' $i | dd of=/stamps bs=13 seek=$((i-1)) conv=notrunc,fsync 2>/dev/null ||
     {{ echo failed; exit 1; }}
   echo $i
   echo $i > /run/told
@@ -83,7 +83,7 @@ def _told(stage: Stage, guest: str) -> int:
 def kill_fabric(stage: Stage) -> None:
     """SIGKILL while a guest writes: its I/O pauses, goes on, and nothing that it was told is written is missing."""
     guest = GUESTS[1]
-    stage.sh(guest, "rm -f /run/told /root/stamps")
+    stage.sh(guest, "rm -f /run/told /stamps")
     writer = _Writer(stage, guest)
     try:
         pid = _wait_writing(stage, guest)
@@ -98,7 +98,7 @@ def kill_fabric(stage: Stage) -> None:
     printed = result.stdout.decode().split()
     require(result.exit_code == 0 and "failed" not in printed, "the guest saw an error", cause=" ".join(printed[-3:]))
     stage.sh(guest, "sync; echo 3 > /proc/sys/vm/drop_caches")
-    written = stage.sh(guest, "cat /root/stamps").splitlines()
+    written = stage.sh(guest, "cat /stamps").splitlines()
     expected = [f"stamp {int(number):06d}" for number in printed]
     require(written == expected, "acknowledged lines are missing", cause=f"{len(written)} of {len(expected)} are there")
     errors = stage.sh(guest, "dmesg | grep -ci 'i/o error' || true")
