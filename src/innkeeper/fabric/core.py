@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from uuid import UUID
 
+from innkeeper.fabric.bench import Benches
 from innkeeper.fabric.bypass import Bypass
 from innkeeper.fabric.catalog import Catalog
 from innkeeper.fabric.copies import Copies
@@ -124,8 +125,9 @@ class PoolCore(PoolSpace):
         self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")
         dedup = Dedup(self.store, self._fingerprints)
         self.writers = self._group_writers()
-        self.drainer = Drainer(self.log, self.store, self.reader, self.writers, dedup)
-        self.bypass = Bypass(files, self.devices, self.store, meta, dedup, self._group_writers())
+        benches = Benches(self.io.helpers)
+        self.drainer = Drainer(self.log, self.store, self.reader, self.writers, dedup, benches)
+        self.bypass = Bypass(files, self.devices, self.store, meta, dedup, self._group_writers(), benches)
         self.log.before_sync = self.bypass.sync
         self._recover(meta, strays)
 

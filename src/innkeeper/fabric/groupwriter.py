@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 from uuid import UUID
 
-from innkeeper.fabric.codecs import WORTH_COMPRESSING, encode
+from innkeeper.fabric.codecs import encode
 from innkeeper.fabric.devices import HOME, Device
 from innkeeper.fabric.groups import (
-    EXTENT_AUX,
     GROUP_BYTES,
     ITEM_EXTENT,
     ITEM_MAP,
     ITEM_PIECE,
     MAP_AUX,
     NO_FRAME,
-    RAW_EXTENT_AUX,
     Note,
     encode_frame,
     encode_header,
@@ -31,7 +28,6 @@ from innkeeper.fabric.groups import (
     pack_row,
 )
 from innkeeper.fabric.layout import (
-    BLOCK,
     CODEC_RAW,
     KIND_EXTENT,
     KIND_MAP,
@@ -42,33 +38,13 @@ from innkeeper.fabric.layout import (
     pack_entry,
 )
 from innkeeper.fabric.meta import GroupRow
+from innkeeper.fabric.packing import Packed
 from innkeeper.fabric.policy import TIERS, Policy
 from innkeeper.fabric.store import LIVE, OPEN
-from innkeeper.system.files import File, FileSystem, write_all
+from innkeeper.system.files import Buffer, File, FileSystem, write_all
 
 FLUSH_BYTES = 1 << 20
 WRITE_OUT_BYTES = 8 << 20
-
-
-class Packed(NamedTuple):
-    """An extent as it is stored: bytes, codec, CRC-32C, aux."""
-
-    stored: bytes
-    codec: int
-    crc: int
-    aux: bytes
-
-
-def pack_extent(
-    data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy, *, hurried: bool = False
-) -> Packed:
-    """Pack a block of 64 KiB by a policy; ``page_crcs`` saves computing them again, ``hurried`` some time."""
-    stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING, hurried=hurried)
-    if codec != CODEC_RAW:
-        return Packed(stored, codec, crc32c(stored), EXTENT_AUX.pack(digest))
-    if page_crcs is None:
-        page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
-    return Packed(data, CODEC_RAW, crc32c(data), RAW_EXTENT_AUX.pack(digest, *page_crcs))
 
 
 @dataclass(slots=True)
@@ -106,7 +82,7 @@ class GroupWriter:
         self._group_bytes = group_bytes
         self._file: File | None = None
         self._number = 0
-        self._buffers: list[bytes] = []
+        self._buffers: list[Buffer] = []
         self._offset = self._flushed = self._started = 0
         self._slots = self._first_slot = 0
         self._rows = bytearray()
@@ -126,12 +102,8 @@ class GroupWriter:
         """A 4 KiB page and its CRC-32C; returns the map entry."""
         return pack_entry(KIND_PIECE, *self._put(data, ITEM_PIECE, CODEC_RAW, crc, b""))
 
-    def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy) -> int:
-        """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
-        return self.put_packed(pack_extent(data, digest, page_crcs, policy), policy)
-
     def put_packed(self, packed: Packed, policy: Policy) -> int:
-        """An extent that was packed by ``policy``; returns the map entry."""
+        """An extent that was packed by ``policy``; returns the map entry. Views are looked at until ``keep``."""
         self._code = policy.code
         return pack_entry(KIND_EXTENT, *self._put(packed.stored, ITEM_EXTENT, packed.codec, packed.crc, packed.aux))
 
@@ -141,7 +113,7 @@ class GroupWriter:
         aux = MAP_AUX.pack(len(data), level)
         return pack_entry(KIND_MAP, *self._put(stored, ITEM_MAP, codec, crc32c(stored), aux))
 
-    def _put(self, data: bytes, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
+    def _put(self, data: Buffer, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
         size = len(data)
         if self._file is None or self._offset + size > self._group_bytes or self._slots >= SLOTS_PER_GROUP:
             self._next_group()

@@ -431,6 +431,10 @@ class OpLog:
         """``pages`` pages from ``position`` on, unchecked."""
         return self.segments[position >> POSITION_SHIFT].file.pread(pages * PAGE, (position & _PAGE_MASK) * PAGE)
 
+    def source(self, position: int) -> tuple[File, int]:
+        """The file that has a position, and at which of its pages."""
+        return self.segments[position >> POSITION_SHIFT].file, position & _PAGE_MASK
+
     def place(self, position: int) -> tuple[str, int]:
         """Path and byte offset of a position, for messages."""
         return self._path(position >> POSITION_SHIFT), (position & _PAGE_MASK) * PAGE

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from innkeeper.fabric.bench import packing_helpers
 from innkeeper.fabric.control_socket import ControlSocket
 from innkeeper.fabric.keeper import LISTEN_FD, listen
 from innkeeper.fabric.moving import settle_moves
@@ -96,7 +97,8 @@ def _keep_out_of_the_way() -> None:
 def run(paths: Paths, listener: socket.socket) -> None:
     """Open the pools and serve them. Raises what ``Pool.open`` raises of the default one."""
     gc.disable()  # recovery makes objects by the hundred thousand, and keeps them
-    default = Pool.open(Io(), str(paths.pool))
+    helpers = packing_helpers(paths.logs / "fabric.log")
+    default = Pool.open(Io(helpers=helpers), str(paths.pool))
     try:
         pools = Pools(default, str(paths.pool_list))
     except BaseException:
@@ -108,6 +110,7 @@ def run(paths: Paths, listener: socket.socket) -> None:
         uvloop.run(serve(pools, listener, paths.fabric_socket))
     finally:
         pools.close()
+        helpers.close()
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from innkeeper.model.problems import Conflict
 from innkeeper.system.clock import Clock, Randomness, RealClock, RealRandomness, RealScheduler, Scheduler
+from innkeeper.system.helpers import Helpers
 from innkeeper.system.mounts import Mounts, RealMounts
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class File(ABC):
     path: str
     far = False
     """Whether reading it takes so long that more is read than was asked for, and kept."""
+
+    @property
+    def descriptor(self) -> int:
+        """The operating system's number of it while it is open; -1 where it has none."""
+        return -1
 
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
@@ -169,6 +175,10 @@ class RealFile(File):
         self.path = path
         self._fd = fd
         self._nowait = True
+
+    @property
+    def descriptor(self) -> int:
+        return self._fd
 
     def pread(self, length: int, offset: int) -> bytes:
         data = os.pread(self._fd, length, offset)
@@ -309,3 +319,5 @@ class Io:
     stores: Mapping[str, Callable[[Address, FileSystem, Clock], Blobs]] = field(default_factory=dict)
     """Drivers of blobs that take the place of those in ``innkeeper.system.stores``."""
     mounts: Mounts = field(default_factory=RealMounts)
+    helpers: Helpers | None = None
+    """Processes that pack blocks; without them that is done here."""
