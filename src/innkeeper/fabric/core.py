@@ -127,17 +127,20 @@ class PoolCore(PoolSpace):
         self.writers = self._group_writers()
         benches = Benches(self.io.helpers)
         self.drainer = Drainer(self.log, self.store, self.reader, self.writers, dedup, benches)
-        self.bypass = Bypass(files, self.devices, self.store, meta, dedup, self._group_writers(), benches)
+        self.bypass = Bypass(
+            files, self.devices, self.store, meta, dedup, self._group_writers(past_cache=True), benches
+        )
         self.log.before_sync = self.bypass.sync
         self._recover(meta, strays)
 
-    def _group_writers(self) -> GroupWriters:
+    def _group_writers(self, *, past_cache: bool = False) -> GroupWriters:
         return GroupWriters(
             self.io.files,
             self._place_of_group,
             self.pool_id,
             self._next_group_number,
             group_bytes=self.limits.group_bytes,
+            past_cache=past_cache,
         )
 
     def _open_devices(self) -> None:

@@ -41,10 +41,13 @@ from innkeeper.fabric.meta import GroupRow
 from innkeeper.fabric.packing import Packed
 from innkeeper.fabric.policy import TIERS, Policy
 from innkeeper.fabric.store import LIVE, OPEN
-from innkeeper.system.files import Buffer, File, FileSystem, write_all
+from innkeeper.system.direct import aligned_buffer
+from innkeeper.system.files import Buffer, File, FileSystem, write_all, write_all_pages
 
 FLUSH_BYTES = 1 << 20
 WRITE_OUT_BYTES = 8 << 20
+FEW_BUFFERS = 64
+"""More are joined before they are written: a system call takes longer to look at each of them than a copy does."""
 
 
 @dataclass(slots=True)
@@ -70,7 +73,10 @@ class GroupWriter:
         *,
         group_bytes: int = GROUP_BYTES,
         tier: str = "",
+        past_cache: bool = False,
     ) -> None:
+        """``past_cache``: what is put is written past the page cache where that can be."""
+        self._pages = aligned_buffer(2 * FLUSH_BYTES) if past_cache else None
         self._files = files
         self._place = place
         self._tier = tier
@@ -115,6 +121,7 @@ class GroupWriter:
 
     def _put(self, data: Buffer, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
         size = len(data)
+        self._offset = max(self._offset, self._flushed)
         if self._file is None or self._offset + size > self._group_bytes or self._slots >= SLOTS_PER_GROUP:
             self._next_group()
         if codec == CODEC_RAW and (rest := self._offset % PAGE):
@@ -137,13 +144,35 @@ class GroupWriter:
         assert self._file is not None
         if not self._buffers:
             return
-        data = b"".join(self._buffers)
-        write_all(self._file, [data], self._flushed)
+        if self._pages is not None:
+            self._flush_pages(self._file, self._pages)
+            return
+        few = len(self._buffers) <= FEW_BUFFERS
+        write_all(self._file, self._buffers if few else [b"".join(self._buffers)], self._flushed)
         self._buffers.clear()
         self._flushed = self._offset
         if self._flushed - self._started >= WRITE_OUT_BYTES:
             self._file.write_out(self._started, self._flushed - self._started)
             self._started = self._flushed
+
+    def _flush_pages(self, file: File, pages: memoryview) -> None:
+        """Write whole pages; what the last one lacks is filled up, and the next item begins behind it."""
+        filled = 0
+        for buffer in self._buffers:
+            view = memoryview(buffer)
+            while view:
+                count = min(len(view), len(pages) - filled)
+                pages[filled : filled + count] = view[:count]
+                view, filled = view[count:], filled + count
+                if filled == len(pages):
+                    write_all_pages(file, pages, self._flushed)
+                    self._flushed, filled = self._flushed + filled, 0
+        if filled:
+            end = -(-filled // PAGE) * PAGE
+            pages[filled:end] = bytes(end - filled)
+            write_all_pages(file, pages[:end], self._flushed)
+            self._flushed += end
+        self._buffers.clear()
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -170,6 +199,7 @@ class GroupWriter:
     def _frame(self, notes: list[Note], state: str) -> None:
         """Close what was put with an index frame."""
         assert self._file is not None
+        self._offset = max(self._offset, self._flushed)
         if rest := self._offset % PAGE:
             self._buffers.append(bytes(PAGE - rest))
             self._offset += PAGE - rest
@@ -268,9 +298,13 @@ class GroupWriters:
         next_number: Callable[[], int],
         *,
         group_bytes: int = GROUP_BYTES,
+        past_cache: bool = False,
     ) -> None:
         self._by_tier = {
-            tier: GroupWriter(files, place, pool_id, next_number, group_bytes=group_bytes, tier=tier) for tier in TIERS
+            tier: GroupWriter(
+                files, place, pool_id, next_number, group_bytes=group_bytes, tier=tier, past_cache=past_cache
+            )
+            for tier in TIERS
         }
 
     def of(self, tier: str) -> GroupWriter:

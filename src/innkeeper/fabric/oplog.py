@@ -31,6 +31,7 @@ from innkeeper.system.files import Buffer, File, FileSystem, write_all
 
 SEGMENT_BYTES = 32 << 20
 WRITE_OUT_BYTES = 4 << 20
+FILL_BYTES = 1 << 20
 POSITION_SHIFT = 20
 _PAGE_MASK = (1 << POSITION_SHIFT) - 1
 
@@ -168,6 +169,7 @@ class OpLog:
                 return
             number = self._new_number()
         made = self._make(number)
+        self._fill(made)
         with self.lock:
             self.segments[number] = made
             self._free.append(made)
@@ -185,6 +187,14 @@ class OpLog:
         file.fdatasync()
         self._files.sync_dir(self._directory)
         return Segment(number, file, self.segment_bytes)
+
+    def _fill(self, segment: Segment) -> None:
+        """Write zeros over a new segment: a sync of what was only reserved before has the file system note that it is
+        used now, which takes it twice as long, and its pages of memory are found already when they are needed."""
+        zeros = bytes(FILL_BYTES)
+        for offset in range(0, segment.size, FILL_BYTES):
+            write_all(segment.file, [memoryview(zeros)[: segment.size - offset]], offset)
+        segment.file.fdatasync()
 
     def _roll(self, previous: int | None = None) -> Segment:
         """The next life of a free segment becomes the open one.

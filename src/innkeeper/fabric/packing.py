@@ -55,13 +55,13 @@ class Packed(NamedTuple):
     aux: bytes
 
 
-def pack_extent(data: bytes, digest: bytes, policy: Policy, *, hurried: bool = False) -> Packed:
+def pack_extent(block: Buffer, digest: bytes, policy: Policy, *, hurried: bool = False) -> Packed:
     """A block of 64 KiB as a policy has it stored; ``hurried``: in less time, though in more bytes."""
-    stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING, hurried=hurried)
+    stored, codec = encode(block, policy.compression, policy.level, WORTH_COMPRESSING, hurried=hurried)
     if codec != CODEC_RAW:
         return Packed(stored, codec, crc32c(stored), EXTENT_AUX.pack(digest))
-    page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
-    return Packed(data, CODEC_RAW, crc32c(data), RAW_EXTENT_AUX.pack(digest, *page_crcs))
+    page_crcs = [crc32c(stored[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
+    return Packed(stored, CODEC_RAW, crc32c(stored), RAW_EXTENT_AUX.pack(digest, *page_crcs))
 
 
 def block_of(area: memoryview, block: int) -> memoryview:
@@ -94,13 +94,13 @@ def load(area: memoryview, rows: Sequence[tuple[int, int, int, int]], reads: Seq
 
 def digests(area: memoryview, count: int) -> list[bytes]:
     """The BLAKE3 hashes of the first blocks; empty for one of zeros."""
-    blocks = (bytes(block_of(area, block)) for block in range(count))
-    return [b"" if block == ZERO_BLOCK else blake3(block).digest() for block in blocks]
+    blocks = (block_of(area, block) for block in range(count))
+    return [b"" if not block[0] and bytes(block) == ZERO_BLOCK else blake3(block).digest() for block in blocks]
 
 
 def pack(area: memoryview, wanted: Sequence[tuple[int, bytes]], policy: Policy, hurried: bool) -> list[Packed]:
     """Blocks, each given with its hash, as they are to be stored."""
-    return [pack_extent(bytes(block_of(area, block)), digest, policy, hurried=hurried) for block, digest in wanted]
+    return [pack_extent(block_of(area, block), digest, policy, hurried=hurried) for block, digest in wanted]
 
 
 def _work(area: memoryview, message: bytes, files: Sequence[int]) -> bytes:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from innkeeper.model.problems import Conflict
 from innkeeper.system.clock import Clock, Randomness, RealClock, RealRandomness, RealScheduler, Scheduler
+from innkeeper.system.direct import DirectWriter
 from innkeeper.system.helpers import Helpers
 from innkeeper.system.mounts import Mounts, RealMounts
 
@@ -59,6 +60,11 @@ class File(ABC):
     @abstractmethod
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
         """Write the buffers one behind the other; returns how many bytes were taken."""
+
+    def write_pages(self, pages: memoryview, offset: int) -> int:
+        """Write aligned memory (``direct.aligned_buffer``) of whole pages at a page's offset, where it can be done past
+        the page cache; returns how many bytes were taken."""
+        return self.pwritev([pages], offset)
 
     @abstractmethod
     def fdatasync(self) -> None:
@@ -153,6 +159,15 @@ def write_all(file: File, buffers: Sequence[Buffer], offset: int) -> int:
     return offset - start
 
 
+def write_all_pages(file: File, pages: memoryview, offset: int) -> None:
+    """``File.write_pages`` until all are written."""
+    while pages:
+        written = file.write_pages(pages, offset)
+        if written <= 0:
+            raise OSError(errno.EIO, "the file takes no more bytes", file.path)
+        pages, offset = pages[written:], offset + written
+
+
 def _rest(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
     for index, buffer in enumerate(buffers):
         if written < len(buffer):
@@ -169,12 +184,12 @@ _SYNC_FILE_RANGE_WRITE = 2
 class RealFile(File):
     """A file of the operating system."""
 
-    __slots__ = ("_fd", "_nowait", "path")
+    __slots__ = ("_direct", "_fd", "path")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
-        self._nowait = True
+        self._direct: DirectWriter | None = None
 
     @property
     def descriptor(self) -> int:
@@ -206,6 +221,12 @@ class RealFile(File):
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
         return os.pwritev(self._fd, buffers, offset)
 
+    def write_pages(self, pages: memoryview, offset: int) -> int:
+        if self._direct is None:
+            self._direct = DirectWriter(self._fd)
+        written = self._direct.write(pages, offset) if self._direct.open else 0
+        return written or os.pwritev(self._fd, [pages], offset)
+
     def fdatasync(self) -> None:
         os.fdatasync(self._fd)
 
@@ -235,6 +256,8 @@ class RealFile(File):
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+            if self._direct is not None:
+                self._direct.close()
 
     def __del__(self) -> None:
         self.close()
