@@ -7,14 +7,12 @@ beside a busy event loop that took longer than the work itself (docs/performance
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from innkeeper.fabric import packing
 from innkeeper.fabric.layout import BLOCK
-from innkeeper.fabric.packing import AREA_BYTES, SHARED_BYTES, Packed
+from innkeeper.fabric.packing import AREA_BYTES, Packed
 from innkeeper.fabric.policy import COMPRESSIONS, Policy
 from innkeeper.system.files import Buffer, File
 from innkeeper.system.helpers import MOST_FILES, Helper, HelperLost, Helpers
@@ -99,8 +97,3 @@ class Benches:
         finally:
             if helper is not None and self._helpers is not None:
                 self._helpers.give_back(helper, lost=bench.lost)
-
-
-def packing_helpers(log: Path | None = None) -> Helpers:
-    """One for each processor, which streams may keep busy, and one for the drain."""
-    return Helpers(packing.__name__, SHARED_BYTES, most=(os.cpu_count() or 1) + 1, log=log)

@@ -8,10 +8,8 @@ numbers are little-endian. Both sides are of one version, since the helper ends 
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -21,7 +19,7 @@ from innkeeper.fabric.groups import EXTENT_AUX, RAW_EXTENT_AUX
 from innkeeper.fabric.layout import BLOCK, CODEC_RAW, PAGE, ZERO_BLOCK, ZERO_PAGE, crc32c
 from innkeeper.fabric.policy import COMPRESSIONS, Policy
 from innkeeper.system.files import Buffer
-from innkeeper.system.helpers import serve
+from innkeeper.system.helpers import Read, serve
 
 BLOCKS = 32
 AREA_BYTES = BLOCKS * BLOCK
@@ -41,9 +39,6 @@ TO_PACK = struct.Struct("<B32s")
 PACKED = struct.Struct("<BBIII")
 """Bytes of aux that follow, codec, CRC-32C, where in the shared area, length."""
 _NO_DIGEST = bytes(32)
-
-Read = Callable[[int, int], bytes]
-"""(length, offset) -> the bytes of a file there."""
 
 
 class Packed(NamedTuple):
@@ -103,10 +98,9 @@ def pack(area: memoryview, wanted: Sequence[tuple[int, bytes]], policy: Policy, 
     return [pack_extent(block_of(area, block), digest, policy, hurried=hurried) for block, digest in wanted]
 
 
-def _work(area: memoryview, message: bytes, files: Sequence[int]) -> bytes:
+def _work(area: memoryview, message: bytes, reads: Sequence[Read]) -> bytes:
     operation = message[0]
     if operation == LOAD:
-        reads = [partial(_read, file) for file in files]
         return load(area, list(WANT.iter_unpack(message[1:])), reads)
     if operation == HASH:
         return b"".join([digest or _NO_DIGEST for digest in digests(area, message[1])])
@@ -124,10 +118,6 @@ def _work(area: memoryview, message: bytes, files: Sequence[int]) -> bytes:
             area[at:room] = packed.stored
         answer.append(PACKED.pack(len(packed.aux), packed.codec, packed.crc, at, len(packed.stored)) + packed.aux)
     return b"".join(answer)
-
-
-def _read(file: int, length: int, offset: int) -> bytes:
-    return os.pread(file, length, offset)
 
 
 def digests_of(answer: bytes) -> list[bytes]:

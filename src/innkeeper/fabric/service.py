@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 
-from innkeeper.fabric.bench import packing_helpers
+from innkeeper.fabric import packing
 from innkeeper.fabric.control_socket import ControlSocket
 from innkeeper.fabric.keeper import LISTEN_FD, listen
 from innkeeper.fabric.moving import settle_moves
@@ -30,6 +30,7 @@ from innkeeper.fabric.pools import Pools
 from innkeeper.model.problems import Problem
 from innkeeper.system import logs
 from innkeeper.system.files import Io
+from innkeeper.system.helpers import Helpers
 from innkeeper.system.paths import Paths
 from innkeeper.system.priority import ahead
 from innkeeper.system.sdnotify import notify
@@ -94,10 +95,16 @@ def _keep_out_of_the_way() -> None:
     gc.enable()
 
 
+def _packing_helpers(paths: Paths) -> Helpers:
+    """One for each processor, which streams may keep busy, and one for the drain."""
+    most = (os.cpu_count() or 1) + 1
+    return Helpers(packing.__name__, packing.SHARED_BYTES, most=most, log=paths.logs / "fabric.log")
+
+
 def run(paths: Paths, listener: socket.socket) -> None:
     """Open the pools and serve them. Raises what ``Pool.open`` raises of the default one."""
     gc.disable()  # recovery makes objects by the hundred thousand, and keeps them
-    helpers = packing_helpers(paths.logs / "fabric.log")
+    helpers = _packing_helpers(paths)
     default = Pool.open(Io(helpers=helpers), str(paths.pool))
     try:
         pools = Pools(default, str(paths.pool_list))

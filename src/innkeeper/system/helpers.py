@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from innkeeper.model.problems import Problem
@@ -29,8 +30,10 @@ PATIENCE_S = 60.0
 IDLE_S = 30.0
 """A helper that nobody has needed for so long is ended."""
 _READY = b"ready"
-Work = Callable[[memoryview, bytes, Sequence[int]], bytes]
-"""(shared area, message, open files) -> answer."""
+Read = Callable[[int, int], bytes]
+"""(length, offset) -> the bytes of a file there; fewer at its end. Raises ``OSError``."""
+Work = Callable[[memoryview, bytes, Sequence[Read]], bytes]
+"""(shared area, message, the files that came with it) -> answer."""
 
 
 class HelperLost(Exception):
@@ -102,7 +105,10 @@ class Helper:
 class Helpers:
     """At most ``most`` helpers of one kind, started when they are first wanted. Safe for threads."""
 
-    def __init__(self, module: str, area_bytes: int, *, most: int, log: Path | None = None) -> None:
+    def __init__(
+        self, module: str, area_bytes: int, *, most: int, log: Path | None = None, idle_s: float = IDLE_S
+    ) -> None:
+        self._idle_s = idle_s
         self._module = module
         self._area_bytes = area_bytes
         self._most = most
@@ -154,7 +160,7 @@ class Helpers:
         with self._lock:
             self._welcome()
             now = time.monotonic()
-            idle = [helper for helper in self._free if now - helper.idle_since > IDLE_S]
+            idle = [helper for helper in self._free if now - helper.idle_since > self._idle_s]
             self._free = [helper for helper in self._free if helper not in idle]
         for helper in idle:
             helper.end()
@@ -186,8 +192,12 @@ def serve(work: Work) -> None:
             if not message:
                 return
             try:
-                answer = work(area, message, files)
+                answer = work(area, message, [partial(_read, file) for file in files])
             finally:
                 for file in files:
                     os.close(file)
             connection.send(answer)
+
+
+def _read(file: int, length: int, offset: int) -> bytes:
+    return os.pread(file, length, offset)
