@@ -21,6 +21,7 @@ from pathlib import Path
 
 from innkeeper.model.problems import Problem
 from innkeeper.system import process
+from innkeeper.system.priority import behind
 
 MESSAGE_BYTES = 64 << 10
 MOST_FILES = 200
@@ -182,6 +183,7 @@ class Helpers:
 
 def serve(work: Work) -> None:
     """The main loop of a helper process: answers messages until whom it helps has gone."""
+    behind()
     connection, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     area = memoryview(mmap.mmap(memory, os.fstat(memory).st_size))
     os.close(memory)
