@@ -88,7 +88,7 @@ def _keep_out_of_the_way() -> None:
     often, looked at 25 ms worth of objects that live as long as the process.
     """
     ahead()
-    sys.setswitchinterval(5e-4)
+    sys.setswitchinterval(5e-5)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)
