@@ -122,7 +122,7 @@ _SETS = """\
 # A missing field makes a rule not match: "meta l4proto 0-255" and "th dport 0-65535" ask whether headers can be read.
 # nft 1.0.6 has no field for the ND target and options: they are raw bits behind the ICMPv6 header, hence fixed lengths.
 # "meta protocol" finds what is behind a VLAN tag too, where "arp", "icmp", "icmpv6" and "frag" alone do not.
-# Link-layer fields cost most: the short way reads one, source and type at once, and asks the kernel whom a frame is for.
+# Link-layer fields cost most: the short way reads one, source and type at once, and the kernel knows whom it is for.
 _RULES = """\
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;

@@ -99,8 +99,9 @@ def compile_elements(
 
 def elements_of(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
     """All elements that stand for a port."""
-    own = port_elements(switch, port) | minimums.minimum_elements(switch, port) | vlans.vlan_elements(switch, port)
-    return own | meters.traffic_elements(port) | ways.way_elements(switch, port)
+    of_vlans = vlans.vlan_elements(switch, port)
+    own = port_elements(switch, port) | minimums.minimum_elements(switch, port) | of_vlans
+    return own | meters.traffic_elements(port) | ways.way_elements(port, bool(of_vlans))
 
 
 def replace(schema: Schema, elements: Iterable[Element]) -> str:

@@ -12,19 +12,17 @@ import ipaddress
 
 from innkeeper.network.acl import directions_of
 from innkeeper.network.acl_rules import MAPS, acl_elements, entrance
-from innkeeper.network.policy import PortPolicy, SwitchPolicy
+from innkeeper.network.policy import PortPolicy
 from innkeeper.network.ruleset import Element, hexadecimal
-from innkeeper.network.vlans import vlan_elements
 
 _ONWARD = "continue"
 _ETHERTYPE_BITS, _IPV4 = 16, 0x0800
 
 
-def way_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
-    """What makes a port known, the short way of its own addresses, and its lists."""
+def way_elements(port: PortPolicy, has_vlans: bool) -> frozenset[Element]:
+    """What makes a port known, the short way of its own addresses, and its lists; ``has_vlans``: its switch has."""
     listed = "out" in directions_of(port.acl)
-    later = bool(vlan_elements(switch, port))
-    ways = entrance(port.acl) if listed and not later else (_ONWARD, _ONWARD)
+    ways = entrance(port.acl) if listed and not has_vlans else (_ONWARD, _ONWARD)
     found = {Element("bridge", "ports", (port.tap,), (ways[0],))}
     for mac in port.macs:
         source_and_type = hexadecimal(int(mac.replace(":", ""), 16) << _ETHERTYPE_BITS | _IPV4)
@@ -32,4 +30,4 @@ def way_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
             key = (port.tap, source_and_type, hexadecimal(int(ipaddress.IPv4Address(address))))
             found.add(Element("bridge", "short_way", key, (ways[1],)))
     lists = acl_elements(port)
-    return frozenset(found) | (lists if later else frozenset(one for one in lists if one.container != MAPS["out"]))
+    return frozenset(found) | (lists if has_vlans else frozenset(one for one in lists if one.container != MAPS["out"]))
