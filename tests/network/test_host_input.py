@@ -68,6 +68,28 @@ def test_services_of_the_host_are_closed_until_the_switch_names_them(lab: Lab, m
 
 
 @pytest.mark.root
+def test_ranges_of_ports_and_whole_protocols_are_services_too(lab: Lab, machine: Machine) -> None:
+    def serve(*services: str) -> None:
+        lab.do(lab.runner.ensure(replace(SWITCH, host_services=services), [machine.guest.port]))
+        assert lab.do(lab.runner.repair()).done == [], "what nft lists is what was written"
+
+    def pings() -> bool:
+        return "1 received" in run_in(machine.namespace, "ping", "-c1", "-W1", ELSEWHERE, check=False)
+
+    with listening(lab.namespace, socket.SOCK_STREAM, 3142) as service:
+        for ports, allowed in (("3100-3199", True), ("3072-3135", False), ("3136-3143", True), ("1-65535", True)):
+            serve(
+                f"tcp/{ports}", "tcp/3130-3140", "tcp/22", f"tcp/{ports}@10.66.0.0/25", "tcp/3140-3150@10.66.0.128/25"
+            )
+            assert reaches(machine.namespace, GATEWAY, socket.SOCK_STREAM, 3142, service) == allowed, ports
+        assert not pings(), "only the gateway's address answers"
+        serve("icmp@10.66.0.0/24", "gre")
+        assert pings() and not reaches(machine.namespace, GATEWAY, socket.SOCK_STREAM, 3142, service)
+        serve("icmpv6", "icmp@10.66.0.128/25")
+        assert not pings()
+
+
+@pytest.mark.root
 def test_a_service_for_some_guests_is_closed_to_the_others(lab: Lab, machine: Machine) -> None:
     def serve(*services: str) -> None:
         lab.do(lab.runner.ensure(replace(SWITCH, host_services=services), [machine.guest.port]))

@@ -36,7 +36,7 @@ from innkeeper.network.ruleset import (
     hexadecimal,
     port_elements,
 )
-from innkeeper.network.sources import listed_prefix
+from innkeeper.network.sources import listed_ports, listed_prefix
 
 FAMILIES = ("bridge", "inet")
 _RAW_SETS = ("nd_target", "nd_link", "ethertypes", "short_way")
@@ -331,4 +331,4 @@ def _field(container: str, part: Any) -> str:
         return meters.listed_range(part)
     if container in _RAW_SETS and (isinstance(part, int) or part.startswith("0x")):
         return hexadecimal(part if isinstance(part, int) else int(part, 16))
-    return listed_prefix(part) or str(part)
+    return listed_ports(part) or listed_prefix(part) or str(part)
