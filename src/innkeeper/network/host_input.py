@@ -32,6 +32,9 @@ def host_elements(switch: SwitchPolicy) -> frozenset[Element]:
     ) | source_elements("host_services", service_rows(to_some))
 
 
+DROPPED_OF_GUESTS = "drop_host"
+"""The counter of what was dropped."""
+
 HOST_SCHEMA = """\
   counter drop_host { }
   set gateways { type ifname . ipv4_addr; }
