@@ -314,7 +314,7 @@ def test_the_other_verbs(web: Shell, tmp_path: Path) -> None:
     assert "tcp/3142" in web("switch show lan -o json")
     web("switch set lan --no-host-services")
     assert "3142" not in web("switch show lan -o json")
-    for wrong in ("tcp/0", "tcp/70000", "sctp/5", "3142"):
+    for wrong in ("tcp/0", "tcp/70000", "gre/5", "sctp", "3142"):
         web(f"switch set lan --host-service {wrong}", code=2)
     web("switch set lan --forward 2001:db8::1:8080=web:80", code=2)
     web("switch set lan --range 10.0.0.9", code=2)

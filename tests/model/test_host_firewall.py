@@ -31,11 +31,27 @@ _sources = st.builds(
 )
 
 
-@given(st.builds(Service, st.sampled_from(["tcp", "udp"]), st.integers(1, 65535), _sources))
+_ranges = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: (min(pair), max(pair)))
+
+
+@given(
+    st.one_of(
+        st.builds(Service, st.sampled_from(["tcp", "udp", "sctp"]), _ranges, _sources),
+        st.builds(Service, st.sampled_from(["gre", "vrrp"]), st.none(), _sources),
+    )
+)
 def test_what_is_written_is_read_again(service: Service) -> None:
     assert read_service(str(service)) == service
     if service.source != Source():
         assert read_source(str(service.source)) == service.source
+
+
+def test_what_a_service_covers() -> None:
+    some, echo = read_service("tcp/8000-8100@192.0.2.0/24"), read_service("icmp%eth1")
+    assert [some.covers(6, port) for port in (7999, 8000, 8100, 8101)] == [False, True, True, False]
+    assert not some.covers(17, 8000) and not some.covers(6, None)
+    assert echo.covers(1, None) and not echo.covers(58, None)
+    assert (echo.version, some.version) == (4, None)
 
 
 def test_a_single_address_needs_no_length() -> None:
@@ -50,6 +66,13 @@ def test_a_single_address_needs_no_length() -> None:
         "tcp/0",
         "tcp/65536",
         "tcp/022",
+        "tcp/9-8",
+        "tcp/8-",
+        "tcp/8-65536",
+        "gre/1",
+        "47",
+        "icmp@2001:db8::/64",
+        "icmpv6@10.0.0.0/8",
         "icmp/8",
         "tcp",
         "22",

@@ -12,7 +12,7 @@ import pytest
 from switch_lab import Guest, Lab, run_in
 from switch_world import port_of
 
-from innkeeper.network.policy import PortPolicy
+from innkeeper.network.policy import GuardPolicy, PortPolicy
 from innkeeper.network.traffic import TrafficPolicy
 
 pytestmark = pytest.mark.root
@@ -66,6 +66,18 @@ def test_a_maximum_holds(lab: Lab, sender: TrafficPolicy, receiver: TrafficPolic
     assert RATE / 8 * seconds * 0.4 < arrived < RATE / 8 * seconds * 1.1 + BURST + 10_000
     back, seconds = flood(lab, two, one)
     assert back > RATE / 8 * seconds * 1.5, "the other direction is not held back"
+
+
+def test_behind_a_maximum_a_storm_is_known_as_one(lab: Lab) -> None:
+    """Frames that were led through the bucket's device: whom they are for is still known."""
+    traffic = TrafficPolicy(max_out_bits_per_s=RATE * 10)
+    guards = GuardPolicy(broadcast_per_s=1, multicast_per_s=1)
+    one, two = lab.plug(replace(with_traffic(1, traffic), guards=guards)), lab.plug(port_of(2))
+    for target in (f.BROADCAST, "01:00:5e:00:00:fb"):
+        before = lab.dropped(one)["storm"]
+        packet = f.ipv4(one.ip, two.ip, 17, f.udp(one.ip, two.ip, 9, 9, PAYLOAD[:100]))
+        lab.deliver(one, two, *[f.ethernet(target, one.mac, 0x0800, packet)] * 100)
+        assert lab.dropped(one)["storm"] - before > 50
 
 
 def test_a_maximum_is_changed_while_frames_pass_and_taken_back(lab: Lab) -> None:

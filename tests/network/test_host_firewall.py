@@ -83,13 +83,15 @@ _prefixes = st.builds(
     st.integers(0, 6),
 )
 _places = st.sampled_from(["", "%eth0", "%eth1", "%lan"])
-_services = st.builds(
-    "{}/{}{}{}".format,
-    st.sampled_from(["tcp", "udp"]),
-    st.integers(20, 22),
-    st.one_of(st.just(""), _prefixes.map("@{}".format)),
-    _places,
+_of = st.one_of(st.just(""), _prefixes.map("@{}".format))
+_ports = st.builds(
+    lambda low, more: f"{low}-{low + more}" if more else str(low), st.integers(20, 25), st.integers(0, 4)
 )
+_services = st.one_of(
+    st.builds("{}/{}{}{}".format, st.sampled_from(["tcp", "udp"]), _ports, _of, _places),
+    st.builds("gre{}{}".format, _of, _places),
+)
+_asked = st.one_of(st.tuples(st.sampled_from([6, 17]), st.integers(19, 30)), st.just((47, 1234)))
 _wishes = st.builds(
     HostFirewall,
     enabled=st.just(True),
@@ -101,48 +103,61 @@ _wishes = st.builds(
 AROUND = Surroundings({"lan": ("inbr-k3f91", "eth2"), "eth2": ("inbr-k3f91", "eth2")})
 
 
-def wanted(wish: HostFirewall, device: str, source: ipaddress.IPv4Address | ipaddress.IPv6Address, key: str) -> bool:
+def wanted(
+    wish: HostFirewall, device: str, source: ipaddress.IPv4Address | ipaddress.IPv6Address, asked: tuple[int, int]
+) -> bool:
     """Whether a packet for that service may pass, by the wish itself."""
     services = [read_service(one) for one in wish.allow]
     sources = [read_source(one) for one in wish.management]
-    sources += [one.source for one in services if f"{one.protocol}/{one.port}" == key]
+    sources += [one.source for one in services if one.covers(*asked)]
     return any(
         (one.prefix is None or source in one.prefix) and (one.on is None or device in AROUND.of(one)) for one in sources
     )
 
 
 def passes(
-    elements: frozenset[Element], device: str, source: ipaddress.IPv4Address | ipaddress.IPv6Address, key: str
+    elements: frozenset[Element],
+    device: str,
+    source: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    asked: tuple[int, int],
 ) -> bool:
     """The same by the rules of a generation: each looks up one set."""
-    protocol, port = key.split("/")
-    service = ({"tcp": "6", "udp": "17"}[protocol], port)
-    asked = {"management_on": (device,), "management": (), "allow": service, "allow_on": (device, *service)}
+    service = (str(asked[0]), str(asked[1]))
+    keys = {"management_on": (device,), "management": (), "allow": service, "allow_on": (device, *service)}
     return any(
         each.container == f"standing_{name}{source.version}"
-        and each.key[:-1] == fields
+        and all(_holds(part, field) for part, field in zip(each.key[:-1], fields, strict=True))
         and source in ipaddress.ip_network(each.key[-1])
-        for name, fields in asked.items()
+        for name, fields in keys.items()
         for each in elements
     )
 
 
-@given(_wishes, st.sampled_from(["eth0", "eth1", "eth2", "inbr-k3f91"]), _addresses, _services)
+def _holds(part: str, field: str) -> bool:
+    """Whether a field is the element's, or in its range."""
+    low, dash, high = part.partition("-")
+    return int(low) <= int(field) <= int(high) if dash and low.isdigit() else part == field
+
+
+@given(_wishes, st.sampled_from(["eth0", "eth1", "eth2", "inbr-k3f91"]), _addresses, _asked)
 def test_a_packet_passes_the_rules_when_the_wish_lets_it(
-    wish: HostFirewall, device: str, source: ipaddress.IPv4Address | ipaddress.IPv6Address, asked: str
+    wish: HostFirewall, device: str, source: ipaddress.IPv4Address | ipaddress.IPv6Address, asked: tuple[int, int]
 ) -> None:
-    key = asked.partition("@")[0].partition("%")[0]
-    assert passes(standing(wish, AROUND), device, source, key) == wanted(wish, device, source, key)
+    assert passes(standing(wish, AROUND), device, source, asked) == wanted(wish, device, source, asked)
 
 
 @given(_wishes)
 def test_no_two_ranges_of_a_set_overlap(wish: HostFirewall) -> None:
-    ranges: dict[tuple[str, ...], list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+    found: dict[tuple[str, ...], list[tuple[range, ipaddress.IPv4Network | ipaddress.IPv6Network]]] = {}
     for each in standing(wish, AROUND):
         if not each.container.endswith(("closed", "echo")):
-            ranges.setdefault((each.container, *each.key[:-1]), []).append(ipaddress.ip_network(each.key[-1]))
-    for networks in ranges.values():
-        assert not any(one.overlaps(other) for one in networks for other in networks if one is not other)
+            *fields, prefix = each.key
+            low, _, high = fields.pop().partition("-") if "_allow" in each.container else ("0", "", "")
+            area = (range(int(low), int(high or low) + 1), ipaddress.ip_network(prefix))
+            found.setdefault((each.container, *fields), []).append(area)
+    for areas in found.values():
+        for at, (ports, network) in enumerate(areas):
+            assert not any(set(ports) & set(others) and network.overlaps(other) for others, other in areas[:at])
 
 
 def test_what_will_not_have_been_meant_is_told() -> None:
@@ -196,6 +211,8 @@ def test_the_host_is_reached_as_far_as_its_firewall_says(host: Host, kind: int) 
         for wish, expected in (
             ({"allow": [f"{other}/3142", f"{name}/3143"]}, (False, False)),
             ({"allow": [f"{name}/3142"]}, (True, True)),
+            ({"allow": [f"{name}/3100-3199@192.0.2.0/24", f"{name}/3142-3200", "gre"]}, (True, True)),
+            ({"allow": [f"{name}/3143-3200", f"{name}/1-3141", f"{name}/3142-3150@192.0.2.0/24"]}, (True, False)),
             ({"allow": [f"{name}/3142@192.0.2.0/24", f"{name}/3142@192.0.2.0/28"]}, (True, False)),
             ({"allow": [f"{name}/3142@192.0.2.128/25", f"{name}/3142@{WORLD6}"]}, (False, True)),
             ({"allow": [f"{name}/3142%eth0"]}, (True, True)),

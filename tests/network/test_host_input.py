@@ -16,6 +16,7 @@ from switch_world import GATEWAY, SWITCH, port_of, until
 
 from innkeeper.network.host_input import host_elements
 from innkeeper.network.policy import SwitchPolicy
+from innkeeper.network.reach import End, reach
 
 ELSEWHERE = "198.51.100.1"
 
@@ -65,6 +66,45 @@ def test_services_of_the_host_are_closed_until_the_switch_names_them(lab: Lab, m
             assert reaches(machine.namespace, address, kind, 3142, service), address
         lab.do(lab.runner.ensure(SWITCH, [machine.guest.port]))
         assert not reaches(machine.namespace, GATEWAY, kind, 3142, service)
+
+
+@pytest.mark.root
+def test_guests_reach_of_the_host_what_is_said(lab: Lab, machine: Machine) -> None:
+    kinds = {6: socket.SOCK_STREAM, 17: socket.SOCK_DGRAM}
+    guest, host = End("guest", machine.guest.ip, machine.guest.port), End("host", GATEWAY)
+    asked = [(protocol, port) for protocol in kinds for port in (3142, 3150, 3200)]
+    for services in ((), ("tcp/3142",), ("tcp/3100-3199@10.66.0.0/28", "udp/3150"), ("udp/3142-3200@10.66.0.128/25",)):
+        switch = replace(SWITCH, host_services=services)
+        lab.do(lab.runner.ensure(switch, [machine.guest.port]))
+        for protocol, port in asked:
+            with listening(lab.namespace, kinds[protocol], port) as service:
+                said = reach(switch, guest, host, protocol, port)
+                assert reaches(machine.namespace, GATEWAY, kinds[protocol], port, service) == said.reaches, said
+        echo = run_in(machine.namespace, "ping", "-c1", "-W1", GATEWAY, check=False)
+        assert ("1 received" in echo) == reach(switch, guest, host, 1).reaches
+    assert lab.do(lab.runner.host_dropped())["guests"] > 0
+
+
+@pytest.mark.root
+def test_ranges_of_ports_and_whole_protocols_are_services_too(lab: Lab, machine: Machine) -> None:
+    def serve(*services: str) -> None:
+        lab.do(lab.runner.ensure(replace(SWITCH, host_services=services), [machine.guest.port]))
+        assert lab.do(lab.runner.repair()).done == [], "what nft lists is what was written"
+
+    def pings() -> bool:
+        return "1 received" in run_in(machine.namespace, "ping", "-c1", "-W1", ELSEWHERE, check=False)
+
+    with listening(lab.namespace, socket.SOCK_STREAM, 3142) as service:
+        for ports, allowed in (("3100-3199", True), ("3072-3135", False), ("3136-3143", True), ("1-65535", True)):
+            serve(
+                f"tcp/{ports}", "tcp/3130-3140", "tcp/22", f"tcp/{ports}@10.66.0.0/25", "tcp/3140-3150@10.66.0.128/25"
+            )
+            assert reaches(machine.namespace, GATEWAY, socket.SOCK_STREAM, 3142, service) == allowed, ports
+        assert not pings(), "only the gateway's address answers"
+        serve("icmp@10.66.0.0/24", "gre")
+        assert pings() and not reaches(machine.namespace, GATEWAY, socket.SOCK_STREAM, 3142, service)
+        serve("icmpv6", "icmp@10.66.0.128/25")
+        assert not pings()
 
 
 @pytest.mark.root

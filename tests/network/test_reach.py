@@ -80,6 +80,50 @@ def test_the_ways_of_switches(switch: SwitchPolicy, source: End, target: End, po
     assert reaches or len(found.steps) == 1
 
 
+SERVING = replace(
+    SWITCH,
+    subnet6="fd00:66::/64",
+    forwards=(Forward("tcp", 8080, "10.66.0.12", 80),),
+    host_services=("tcp/3142", "tcp/8000-8100@10.66.0.0/28", "udp/123@10.66.0.128/25", "sctp/5000", "gre"),
+)
+
+
+@pytest.mark.parametrize(
+    ("switch", "address", "protocol", "port", "line"),
+    [
+        (SWITCH, GATEWAY, 6, 53, "the gateway's DNS"),
+        (SWITCH, GATEWAY, 17, 67, "the gateway's DHCP"),
+        (SWITCH, GATEWAY, 1, None, "the gateway answers pings"),
+        (SWITCH, GATEWAY, 6, 22, None),
+        (INTERNAL, GATEWAY, 6, 67, None),
+        (SERVING, GATEWAY, 6, 3142, "--host-service tcp/3142"),
+        (SERVING, GATEWAY, 17, 3142, None),
+        (SERVING, GATEWAY, 6, 8000, "--host-service tcp/8000-8100@10.66.0.0/28"),
+        (SERVING, GATEWAY, 6, 8101, None),
+        (SERVING, GATEWAY, 17, 123, None),
+        (SERVING, GATEWAY, 47, None, "--host-service gre"),
+        (SERVING, GATEWAY, 6, 8080, "the port forward leads on to 10.66.0.12 port 80: ask about that card"),
+        (SERVING, "fd00:66::1", 17, 547, "the gateway's DHCPv6"),
+        (SERVING, "fd00:66::1", 58, None, "the gateway answers pings"),
+        (SERVING, "fd00:66::1", 6, 3142, "--host-service tcp/3142"),
+        (SERVING, "fd00:66::1", 6, 8000, None),
+    ],
+)
+def test_what_guests_ask_of_the_host(
+    switch: SwitchPolicy, address: str, protocol: int, port: int | None, line: str | None
+) -> None:
+    source = WEB.link_local if ":" in address else WEB.ipv4[0]
+    found = reach(switch, End("web", source, WEB), End(address, address), protocol, port)
+    assert found.reaches == (line is not None)
+    judged = [step for step in found.steps if step.where == "host"]
+    assert [step.line for step in judged] == [
+        line or "the host's services are not for guests; --host-service opens one"
+    ]
+    if port is not None:
+        asks = reach(switch, End(address, address), End("web", source, WEB), protocol, port)
+        assert asks.reaches and all(step.where != "host" for step in asks.steps), "the answer to the host's own passes"
+
+
 def test_the_line_that_is_in_the_way_is_named() -> None:
     found = reach(SWITCH, end(), end(replace(DB, acl=lists(DENY_IN))), 6, 443)
     assert [step.where for step in found.steps] == [

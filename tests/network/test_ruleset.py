@@ -32,6 +32,7 @@ from innkeeper.network.transaction import (
 )
 from innkeeper.network.uplink_policy import UplinkPolicy
 from innkeeper.network.vlan_policy import VlanPolicy
+from innkeeper.network.ways import way_elements
 
 GOLDEN = Path(__file__).parent / "golden" / "inn.nft"
 SCHEMA = Schema("k3f9")
@@ -158,6 +159,19 @@ def test_the_link_local_address_is_known() -> None:
     assert Element("bridge", "addresses6", (WEB.tap, WEB.link_local)) in port_elements(LAN, WEB)
 
 
+def test_a_port_with_lists_of_what_it_sends_has_a_way_of_its_own_unless_its_switch_has_vlans() -> None:
+    plain, listed = (way_elements(port, has_vlans=False) for port in (WEB, LISTED))
+    assert Element("bridge", "ports", (WEB.tap,), ("continue",)) in plain
+    assert Element("bridge", "short_way", (WEB.tap, "0x52543fa100010800", "0xa4d0002"), ("continue",)) in plain
+    ways = {each.container: each.value[0] for each in listed if each.container in ("ports", "short_way", "acl_out")}
+    digest = LISTED.acl.digest
+    assert ways == {"ports": f"goto acl_guarded_{digest}", "short_way": f"goto acl_own_{digest}"}
+    later = way_elements(LISTED, has_vlans=True)
+    ways = {each.container: each.value[0] for each in later if each.container in ("ports", "short_way", "acl_out")}
+    assert ways == {"ports": "continue", "short_way": "continue", "acl_out": f"goto acl_out_{digest}"}
+    assert not [each for each in way_elements(UNKNOWN, has_vlans=False) if each.container == "short_way"]
+
+
 def test_only_ports_of_private_switches_are_apart_from_the_host() -> None:
     assert "private_ports" in _containers(UNKNOWN, APART)
     assert "private_ports" not in _containers(UNKNOWN, INSIDE)
@@ -269,7 +283,7 @@ def test_the_listing_is_for_people() -> None:
 
 def test_elements_are_read_from_what_nft_lists() -> None:
     listed = [
-        {"set": {"name": "ports", "elem": ["intp-k3f91"]}},
+        {"map": {"name": "ports", "elem": [["intp-k3f91", {"continue": None}]]}},
         {
             "set": {
                 "name": "guard_mac",
@@ -283,7 +297,7 @@ def test_elements_are_read_from_what_nft_lists() -> None:
         {"set": {"name": "nat_subnets", "elem": [{"prefix": {"addr": "10.77.0.0", "len": 24}}]}},
     ]
     assert read_elements("bridge", listed) == {
-        Element("bridge", "ports", ("intp-k3f91",)),
+        Element("bridge", "ports", ("intp-k3f91",), ("continue",)),
         Element("bridge", "guard_mac", ("intp-k3f91",)),
         Element("bridge", "nd_link", ("intp-k3f91", "0x52543fa10001")),
         Element("bridge", "nd_target", ("intp-k3f91", "0xfe800000000000000000000000000001")),

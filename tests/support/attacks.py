@@ -46,6 +46,11 @@ def router_advert(source: str, target: str) -> bytes:
     return f.icmpv6(source, target, 134, 0, struct.pack("!BBHII", 64, 0, 1800, 0, 0) + prefix)
 
 
+def own_datagram(a: Guest, v: Guest) -> bytes:
+    """What takes the short way through the guards, unless a tag is before it."""
+    return f.ipv4(a.ip, v.ip, 17, f.udp(a.ip, v.ip, 40_000, 9, b"its own"))
+
+
 def udp4(a: Guest, to: str, source: str, target: str, ports: tuple[int, int], payload: bytes) -> bytes:
     return f.ethernet(to, a.mac, 0x0800, f.ipv4(source, target, 17, f.udp(source, target, *ports, payload)))
 
@@ -371,6 +376,14 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda a, v, t: f.arp(a.mac, 2, a.mac, GATEWAY, v.mac, v.ip, tags=((0x8100, 0), (0x8100, 0))),
     ),
     "vlan tag": ("frame", lambda a, v, t: f.arp(a.mac, 2, a.mac, a.ip, v.mac, v.ip, tags=((0x8100, 7),))),
+    "vlan tag before ipv4 that is its own": (
+        "frame",
+        lambda a, v, t: f.ethernet(v.mac, a.mac, 0x0800, own_datagram(a, v), tags=((0x8100, 7),)),
+    ),
+    "priority tag before ipv4 that is its own": (
+        "frame",
+        lambda a, v, t: f.ethernet(v.mac, a.mac, 0x0800, own_datagram(a, v), tags=((0x8100, 0),)),
+    ),
     "provider tag": (
         "frame",
         lambda a, v, t: f.arp(a.mac, 2, a.mac, GATEWAY, v.mac, v.ip, tags=((0x88A8, 0), (0x8100, 0))),

@@ -174,12 +174,19 @@ def send_from_world(host: Host, *sent: bytes) -> None:
 @contextmanager
 def dhcp_outside(host: Host, *options: str) -> Iterator[None]:
     """A DHCP server of the network outside, with further ``options`` of dnsmasq's."""
-    argv = ["ip", "netns", "exec", host.world, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]
+    with dhcp_at_out(host.world, *options):
+        yield
+
+
+@contextmanager
+def dhcp_at_out(namespace: str, *options: str) -> Iterator[None]:
+    """A DHCP server at ``out``, which is in that namespace and has an address of 192.0.2.0/24."""
+    argv = ["ip", "netns", "exec", namespace, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]
     argv += ["--interface=out", "--dhcp-range=192.0.2.100,192.0.2.120,255.255.255.0", "--no-ping", "--user=root"]
     argv += ["--dhcp-leasefile=/dev/null", "--log-facility=/dev/null", "--bind-interfaces", "--pid-file="]
     server = subprocess.Popen([*argv, *options])
     try:
-        assert until(lambda: ":67 " in run_in(host.world, "ss", "-uln"))
+        assert until(lambda: ":67 " in run_in(namespace, "ss", "-uln"))
         yield
     finally:
         server.terminate()

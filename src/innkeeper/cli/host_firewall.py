@@ -38,8 +38,8 @@ def show(session: Session) -> None:
 @click.option(
     "--allow",
     multiple=True,
-    metavar="PROTOCOL/PORT[@PREFIX][%INTERFACE]",
-    help="What is reached from elsewhere: tcp/22@192.168.7.0/24, tcp/443%eth0; all of it, anew.",
+    metavar="PROTOCOL[/PORT[-PORT]][@PREFIX][%INTERFACE]",
+    help="What is reached from elsewhere: tcp/22@192.168.7.0/24, udp/8000-8100%eth0, icmp; all of it, anew.",
 )
 @click.option("--no-allow", is_flag=True, help="Take it all away.")
 @click.option("--echo/--no-echo", default=None, help="Answer pings from everywhere. [default: echo]")

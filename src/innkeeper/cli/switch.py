@@ -71,8 +71,8 @@ host_services_option = click.option(
     "--host-service",
     "host_services",
     multiple=True,
-    metavar="PROTOCOL/PORT[@PREFIX]",
-    help="What guests may use of the host beside DHCP and DNS: tcp/3142, tcp/22@10.77.0.0/28; all of them, anew.",
+    metavar="PROTOCOL[/PORT[-PORT]][@PREFIX]",
+    help="What guests may use of the host beside DHCP and DNS: tcp/3142, tcp/22@10.77.0.0/28, icmp; all of them, anew.",
 )
 
 

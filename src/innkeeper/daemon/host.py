@@ -92,9 +92,9 @@ class Host:
     async def metrics(self) -> str:
         """Everything that is measured, in Prometheus' text format. Raises ``Unavailable`` (``fabric.unreachable``)."""
         names = {one.id: one.name for kind in (Disk, Qos, Storage, Pool) for one in self._rooms.store.ls(kind)}
-        return exposition(await self._rooms.fabric.metrics(), names) + ports.exposition(
-            await self._switches.metering.facts()
-        )
+        metering = self._switches.metering
+        of_ports = ports.exposition(await metering.facts(), await metering.host_dropped())
+        return exposition(await self._rooms.fabric.metrics(), names) + of_ports
 
     async def doctor(self) -> list[views.Check]:
         switches = self._rooms.store.ls(Switch)

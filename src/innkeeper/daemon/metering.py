@@ -143,6 +143,10 @@ class Metering:
                 self._rooms.change(reading, None, counts=counts, created_at=now())
         return await self.report(nic)
 
+    async def host_dropped(self) -> dict[str, int]:
+        """What was dropped on its way to the host since the rules were loaded, by where it came from."""
+        return await self._runner.host_dropped()
+
     async def facts(self) -> list[PortFacts]:
         """What is measured of every card whose port stands."""
         await self.fold()

@@ -1,6 +1,8 @@
 """What of the host is reached, and from where: services and sources as people write them, and the host's firewall.
 
     tcp/22                          from everywhere
+    tcp/8000-8100                   the same of a range of ports
+    icmp, icmpv6, gre, esp          all packets of a protocol without ports
     tcp/22@192.168.7.0/24           from addresses of that prefix, IPv4 or IPv6; a single address is one, too
     tcp/22@192.168.7.0/24%eth1      and only where they come in at that interface or external switch
     tcp/22%eth1                     from everything that comes in there
@@ -16,13 +18,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-Protocol = Literal["tcp", "udp"]
+from innkeeper.model.acl import ICMP, ICMPV6, PROTOCOLS, WITH_PORTS
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+NUMBERS = PROTOCOLS | {"gre": 47, "esp": 50, "ah": 51, "ospf": 89, "vrrp": 112}
+"""The protocols that services have, by the names that people know."""
+_LIKE = (
+    "not like tcp/3142, udp/8000-8100, tcp/22@192.168.7.0/24 or "
+    f"{', '.join(name for name, number in NUMBERS.items() if number not in WITH_PORTS)}"
+)
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 _EMBEDDED = (ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("::ffff:0:0/96"))
 """IPv6 spellings of IPv4 addresses: no packet has them as its source."""
@@ -42,16 +51,36 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is reached, and from where."""
+    """What is reached, and from where; ``ports`` are the first and the last, None of a protocol without any."""
 
-    protocol: Protocol
-    port: int
+    protocol: str
+    ports: tuple[int, int] | None
     source: Source = Source()
 
+    @property
+    def number(self) -> int:
+        """The protocol's number."""
+        return NUMBERS[self.protocol]
+
+    @property
+    def version(self) -> int | None:
+        """The IP version that alone has the protocol; None: both have it."""
+        return {ICMP: 4, ICMPV6: 6}.get(self.number)
+
+    def covers(self, number: int, port: int | None) -> bool:
+        """Whether a packet of that protocol, to that port, is for the service."""
+        if number != self.number or self.ports is None:
+            return number == self.number
+        return port is not None and self.ports[0] <= port <= self.ports[1]
+
     def __str__(self) -> str:
+        first, last = self.ports or (0, 0)
+        port = f"/{first}" if self.ports else ""
+        if last > first:
+            port += f"-{last}"
         at = f"@{prefix_text(self.source.prefix)}" if self.source.prefix else ""
         place = f"%{self.source.on}" if self.source.on else ""
-        return f"{self.protocol}/{self.port}{at}{place}"
+        return f"{self.protocol}{port}{at}{place}"
 
 
 def prefix_text(prefix: Network) -> str:
@@ -63,11 +92,24 @@ def read_service(text: str) -> Service:
     """The service that ``text`` names. Raises ``ValueError``."""
     rest, percent, place = text.partition("%")
     what, at, prefix = rest.partition("@")
-    protocol, _, port = what.partition("/")
-    if protocol not in get_args(Protocol) or not _PORT.fullmatch(port) or int(port) > 65535:
-        raise ValueError(f"{text!r} is not like tcp/3142, udp/123 or tcp/22@192.168.7.0/24")
+    protocol, slash, port = what.partition("/")
     source = Source(_prefix(prefix) if at else None, _place(place) if percent else None)
-    return Service(cast(Protocol, protocol), int(port), source)
+    if protocol not in NUMBERS or (NUMBERS[protocol] in WITH_PORTS) != bool(slash):
+        raise ValueError(f"{text!r} is {_LIKE}")
+    service = Service(protocol, _port_range(port, text) if slash else None, source)
+    if service.version is not None and source.prefix is not None and source.prefix.version != service.version:
+        raise ValueError(f"{text!r}: {protocol} is of IPv{service.version}")
+    return service
+
+
+def _port_range(port: str, text: str) -> tuple[int, int]:
+    first, dash, last = port.partition("-")
+    if not _PORT.fullmatch(first) or (dash and not _PORT.fullmatch(last)):
+        raise ValueError(f"{text!r} is {_LIKE}")
+    found = int(first), int(last or first)
+    if found[1] > 65535 or found[0] > found[1]:
+        raise ValueError(f"{text!r}: ports go to 65535, and the smaller one comes first")
+    return found
 
 
 def read_source(text: str) -> Source:

@@ -1,6 +1,6 @@
 """Access control lists as nftables text. Pure.
 
-Ports with equal lists share the chains of a body, named after what the lists say; a verdict map leads a port's packets
+Ports with equal lists share the chains of a body, named after what the lists say; verdict maps lead a port's packets
 there. So a port costs elements only, libnftables has few chains to read at each change, and a list that changes is a
 new body that its ports move to in one transaction, without the flows that the old one let in.
 
@@ -46,6 +46,13 @@ LOG_PREFIX = "acl"
 _SNAP_BYTES = 128
 _INN_GROUP = "INN"
 _LOG = re.compile(rf' log prefix "[^"]*" group {_INN_GROUP} snaplen \d+')
+
+_GUARDED, _OWN = "acl_guarded", "acl_own"
+_LED = re.compile(r"goto acl_\w+_([0-9a-f]{12})$")
+
+_NOT_DHCP = "@th,16,16 & 0xfff8 != 64"
+"""Matches ports that are not those of DHCP, nor their neighbours (64 to 71): cheaper than a range."""
+_FREE_UDP = f"@nh,72,8 17 {_NOT_DHCP}"
 
 _TAP: dict[Direction, str] = {"out": "iifname", "in": "oifname"}
 _INDEX: dict[Direction, str] = {"out": "iif", "in": "oif"}
@@ -129,9 +136,15 @@ def with_group(text: str, group: int | None) -> str:
     return _LOG.sub(written, text)
 
 
+def entrance(policy: AclPolicy) -> tuple[str, str]:
+    """The verdicts for what ports with these lists send: for any frame, and for IPv4 from an own mac and address."""
+    return f"goto {_GUARDED}_{policy.digest}", f"goto {_OWN}_{policy.digest}"
+
+
 def body_of(element: Element) -> str | None:
     """The body that an element of the verdict maps leads to."""
-    return element.value[0].rpartition("_")[2] if element.container in MAPS.values() else None
+    led = _LED.match(element.value[0]) if element.value else None
+    return led[1] if led else None
 
 
 def members(bodies: Iterable[Element], kind: str) -> list[str]:
@@ -169,6 +182,19 @@ class _Writer:
             if later := tuple(self._later(direction)):
                 yield self._at(f"acl_later_{direction}"), later
             yield self._at(MAPS[direction]), main
+        if "out" in mains:
+            lists = f"goto {self._at(MAPS['out'])}"
+            guarded = (_rule("jump from_port", "guards come before lists"), _rule(lists, "then come the lists"))
+            yield self._at(_GUARDED), guarded
+            yield self._at(_OWN), tuple(self._own(lists))
+
+    def _own(self, lists: str) -> Iterator[str]:
+        """IPv4 from the port's own mac and address: what no guard looks into goes on to the lists at once."""
+        if not self._policy.entries_of("out"):
+            yield from self._seen_first("out", known_ipv4=True)
+        yield _rule(f"{_FREE_UDP} {lists}", "no guard looks into this udp")
+        yield _rule("meta l4proto != tcp jump from_ipv4", "nor into tcp, but into what else there is")
+        yield _rule(lists, "then come the lists")
 
     def _at(self, part: str) -> str:
         return f"{part}_{self._policy.digest}"
@@ -176,6 +202,7 @@ class _Writer:
     def _main(self, direction: Direction) -> Iterator[str]:
         if self._policy.entries_of(direction):
             yield _rule(f"jump {self._at(f'acl_entries_{direction}')}", "port acl")
+        yield from self._seen_first(direction)
         on = f"goto {self._at(f'acl_later_{direction}')}" if any(self._later(direction)) else "return"
         for match in LATER_FRAGMENTS:
             yield _rule(f"{match} {on}", "a later fragment shows no ports and is of no flow")
@@ -260,14 +287,36 @@ class _Writer:
         for version in flow_versions(protocol):
             held = self._flow_set(protocol, version, idle_s, direction)
             key = _key(protocol, version, direction)
-            asks = f"{begins} " if protocol in (ICMP, ICMPV6) else ""
+            asks = f"{begins} " if protocol in (ICMP, ICMPV6) else "meta protocol ip " if version == 4 else ""
             yield _rule(f"{asks}add @{held} {{ {key} }} accept", "a new flow")
         yield _rule(f"{begins} {_deny(direction)}", "no room for one more flow")
         yield _rule("accept", "allowed, and nothing to keep")
 
-    def _seen(self, direction: Direction) -> Iterator[str]:
-        """What lets packets of flows pass."""
+    def _seen_first(self, direction: Direction, known_ipv4: bool = False) -> Iterator[str]:
+        """What lets packets of flows of most traffic pass, before they are asked anything else.
+
+        The word that is looked at holds the place of a fragment and the protocol: later fragments do not match. Where
+        it is known already that this is IPv4, guards have not looked yet whether it is DHCP.
+        """
         for protocol, version, idle_s, origin in flow_kinds(self._policy):
+            if not _is_raw(protocol, version):
+                continue
+            held, key = self._flow_set(protocol, version, idle_s, origin), _key(protocol, version, direction)
+            match = f"@nh,48,32 & 0x1fff00ff == {protocol}"
+            if not known_ipv4:
+                match = f"meta protocol ip {match}"
+            elif protocol == UDP:
+                match = f"{match} {_NOT_DHCP}"
+            going = f"{match} @th,104,8 & 4 == 0" if protocol == TCP else match
+            yield _rule(f"{going} {key} @{held} update @{held} {{ {key} }} accept", "of a flow")
+            if protocol == TCP:
+                yield _rule(f"{match} {key} @{held} delete @{held} {{ {key} }} accept", "a reset ends its flow")
+
+    def _seen(self, direction: Direction) -> Iterator[str]:
+        """What lets packets of other flows pass."""
+        for protocol, version, idle_s, origin in flow_kinds(self._policy):
+            if _is_raw(protocol, version):
+                continue
             held, key = self._flow_set(protocol, version, idle_s, origin), _key(protocol, version, direction)
             if protocol == TCP:
                 ends = f"tcp flags & rst == rst {key} @{held} delete @{held} {{ {key} }} accept"
@@ -276,6 +325,11 @@ class _Writer:
             if protocol in (ICMP, ICMPV6):
                 asks = f"{_icmp_type(protocol, 'echo-request' if origin == direction else 'echo-reply')} "
             yield _rule(f"{asks}{key} @{held} update @{held} {{ {key} }} accept", "of a flow")
+
+
+def _is_raw(protocol: int, version: int) -> bool:
+    """Whether the key of such flows is of raw fields, which need no look at what the packet is."""
+    return version == 4 and protocol in (TCP, UDP)
 
 
 def _begins(protocol: int) -> str:
@@ -296,7 +350,8 @@ def _key(protocol: int, version: int, direction: Direction) -> str:
     addresses = f"{ip} saddr . {ip} daddr" if direction == "out" else f"{ip} daddr . {ip} saddr"
     if protocol in (ICMP, ICMPV6):
         return f"{index} . {addresses} . {name} id"
-    ports = f"{name} sport . {name} dport" if direction == "out" else f"{name} dport . {name} sport"
+    source, target = ("@th,0,16", "@th,16,16") if _is_raw(protocol, version) else (f"{name} sport", f"{name} dport")
+    ports = f"{source} . {target}" if direction == "out" else f"{target} . {source}"
     return f"{index} . {addresses} . {ports}"
 
 

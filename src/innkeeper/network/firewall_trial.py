@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from innkeeper.model.problems import Problem
 from innkeeper.network.host_firewall import ARMED, DROPPED
+from innkeeper.network.host_input import DROPPED_OF_GUESTS
 from innkeeper.network.nft import Nft
 from innkeeper.network.rules import Rules
 from innkeeper.network.ruleset import Element
@@ -54,5 +55,12 @@ class FirewallInKernel:
 
     def dropped(self) -> int:
         """Packets that it dropped since the rules were loaded."""
-        listed = self._nft.read(f"list counter inet {self._table} {DROPPED}")
-        return sum(item["counter"]["packets"] for item in listed if "counter" in item)
+        return self.all_dropped().get("outside", 0)
+
+    def all_dropped(self) -> dict[str, int]:
+        """Packets to the host that were dropped since the rules were loaded: of guests, and from outside."""
+        if not self._nft.table_exists("inet", self._table):
+            return {}
+        counters = [item["counter"] for item in self._nft.read(f"list counters table inet {self._table}")]
+        names = {DROPPED_OF_GUESTS: "guests", DROPPED: "outside"}
+        return {names[one["name"]]: one["packets"] for one in counters if one["name"] in names}

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from innkeeper.model.host_firewall import HostFirewall, Source, read_service, read_source
-from innkeeper.network.host_input import PROTOCOLS
 from innkeeper.network.overlay_plan import VXLAN_PORT
 from innkeeper.network.ruleset import Element
-from innkeeper.network.sources import Row, source_elements
+from innkeeper.network.sources import Row, service_rows, source_elements
 
 Generation = Literal["standing", "trial"]
 DROPPED = "drop_outside"
@@ -51,11 +50,13 @@ def firewall_elements(generation: Generation, wish: HostFirewall, around: Surrou
     everything: list[tuple[str | None, Row]] = []
     for source in map(read_source, wish.management):
         everything += [(device, ((), source.prefix)) for device in around.of(source)]
-    services: list[tuple[str | None, Row]] = []
-    for service in map(read_service, wish.allow):
-        key = (PROTOCOLS[service.protocol], str(service.port))
-        services += [(device, (key, service.source.prefix)) for device in around.of(service.source)]
-    return frozenset(found) | _placed(f"{generation}_management", everything) | _placed(f"{generation}_allow", services)
+    services = [(around.of(service.source), service) for service in map(read_service, wish.allow)]
+    anywhere = service_rows(((), service) for devices, service in services if devices == (None,))
+    at_one = service_rows(
+        ((device,), service) for devices, service in services for device in devices if device is not None
+    )
+    allowed = source_elements(f"{generation}_allow", anywhere) | source_elements(f"{generation}_allow_on", at_one)
+    return frozenset(found) | _placed(f"{generation}_management", everything) | allowed
 
 
 def _placed(container: str, rows: Iterable[tuple[str | None, Row]]) -> frozenset[Element]:

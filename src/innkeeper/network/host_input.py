@@ -9,7 +9,7 @@ from __future__ import annotations
 from innkeeper.model.host_firewall import read_service
 from innkeeper.network.policy import SwitchPolicy
 from innkeeper.network.ruleset import Element
-from innkeeper.network.sources import source_elements
+from innkeeper.network.sources import service_rows, source_elements
 
 PROTOCOLS = {"tcp": "6", "udp": "17"}
 
@@ -18,32 +18,29 @@ def host_elements(switch: SwitchPolicy) -> frozenset[Element]:
     """The elements that stand for ``switch`` in these rules; where the host is no part of it, none."""
     if switch.host_address is None:
         return frozenset()
-    services = [read_service(service) for service in switch.host_services]
-    to_all = [one for one in services if one.source.prefix is None]
-    to_some = [one for one in services if one.source.prefix is not None]
+    services = [((switch.bridge,), read_service(service)) for service in switch.host_services]
+    to_all = [each for each in services if each[1].source.prefix is None]
+    to_some = [each for each in services if each[1].source.prefix is not None]
     six = [Element("inet", "gateways6", (switch.bridge, switch.gateway6))] if switch.gateway6 is not None else []
     return frozenset(
         [
             *six,
             Element("inet", "gateways", (switch.bridge, switch.host_address)),
             Element("inet", "gateway_addresses", (switch.host_address,)),
-            *(
-                Element("inet", "host_services", (switch.bridge, PROTOCOLS[one.protocol], str(one.port)))
-                for one in to_all
-            ),
+            *(Element("inet", "host_services", fields) for fields, _ in service_rows(to_all)),
         ]
-    ) | source_elements(
-        "host_services",
-        [((switch.bridge, PROTOCOLS[one.protocol], str(one.port)), one.source.prefix) for one in to_some],
-    )
+    ) | source_elements("host_services", service_rows(to_some))
 
+
+DROPPED_OF_GUESTS = "drop_host"
+"""The counter of what was dropped."""
 
 HOST_SCHEMA = """\
   counter drop_host { }
   set gateways { type ifname . ipv4_addr; }
   set gateways6 { type ifname . ipv6_addr; }
   set gateway_addresses { type ipv4_addr; }
-  set host_services { type ifname . inet_proto . inet_service; }
+  set host_services { type ifname . inet_proto . inet_service; flags interval; }
   set host_services4 { type ifname . inet_proto . inet_service . ipv4_addr; flags interval; }
   set host_services6 { type ifname . inet_proto . inet_service . ipv6_addr; flags interval; }
   chain input {

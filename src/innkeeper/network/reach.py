@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from innkeeper.model.acl import ICMP, ICMPV6, TCP, UDP
 from innkeeper.network.acl_decision import REPLY, REQUEST, Flows, Packet, decide
+from innkeeper.network.host_reach import is_gateway, judged
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
 from innkeeper.network.traffic import Direction
 from innkeeper.network.vlan_policy import reaches
@@ -143,6 +144,7 @@ def _walk(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Ite
     yield way
     if not way.allowed:
         return
+    to_host = target.port is None and is_gateway(switch, target.address)
     flows: dict[str, Flows] = {}
     for each, hops in ((packet, (source, target)), (answer_to(packet), (target, source))):
         label = "" if each is packet else "answer: "
@@ -153,6 +155,11 @@ def _walk(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Ite
             steps, flows[end.name] = pass_port(label + end.name, end.port, direction, each, flows.get(end.name, {}))
             yield from steps
             if not steps[-1].allowed:
+                return
+        if each is packet and to_host:
+            host = Step("host", *judged(switch, packet))
+            yield host
+            if not host.allowed:
                 return
 
 
@@ -172,11 +179,11 @@ def _way(switch: SwitchPolicy, source: End, target: End, packet: Packet) -> Step
         return Step(where, False, f"the VLAN of {inner.name} is apart from the host and what is beyond")
     if switch.kind == "private":
         return Step(where, False, "the host is no part of a private switch, and nothing is beyond it")
+    if is_gateway(switch, outer.address):
+        return Step(where, True, "the host is there")
     network = switch.network
     inside = network is not None and packet.version == 4 and ipaddress.IPv4Address(outer.address) in network
     if inside:
-        if outer.address == switch.host_address:
-            return Step(where, True, "the host is there")
         known = switch.overlay is not None and any(outer.address == one.customer for one in switch.overlay.records)
         return Step(where, known, "a lookup record leads there" if known else f"{outer.address} is no card on it")
     if not switch.way_out or packet.version == 6:

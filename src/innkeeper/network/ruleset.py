@@ -73,7 +73,6 @@ def port_elements(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
     tap, guards = port.tap, port.guards
     ipv4, ipv6 = port.known4, port.known6
     on = {
-        "ports": True,
         "private_ports": switch.kind in APART,
         "guard_frame": guards.frame,
         "guard_mac": guards.mac,
@@ -106,7 +105,8 @@ def hexadecimal(number: int) -> str:
 
 
 _SETS = """\
-  set ports { type ifname; }
+  map ports { type ifname : verdict; }
+  map short_way { typeof iifname . @ll,48,64 . @nh,96,32 : verdict; }
   set private_ports { type ifname; }
   set macs { type ifname . ether_addr; }
   set arp4 { type ifname . ether_addr . ipv4_addr; }
@@ -122,12 +122,15 @@ _SETS = """\
 # A missing field makes a rule not match: "meta l4proto 0-255" and "th dport 0-65535" ask whether headers can be read.
 # nft 1.0.6 has no field for the ND target and options: they are raw bits behind the ICMPv6 header, hence fixed lengths.
 # "meta protocol" finds what is behind a VLAN tag too, where "arp", "icmp", "icmpv6" and "frag" alone do not.
+# Link-layer fields cost most: the short way reads one, source and type at once, and the kernel knows whom it is for.
 _RULES = """\
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
-    ether type ip ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 iifname . ether saddr . ip saddr @arp4 \
-goto own_ipv4 comment "the short way: unicast ipv4 from a port's own mac and address"
-    iifname @ports goto from_port comment "frames of a known port"
+    meta pkttype other iifname . @ll,48,64 . @nh,96,32 vmap @short_way goto own_ipv4 \
+comment "the short way: unicast ipv4 from a port's own mac and address"
+    meta pkttype host iifname . @ll,48,64 . @nh,96,32 vmap @short_way goto own_ipv4 \
+comment "the same to the host; what is for all or for a group is neither"
+    iifname vmap @ports goto from_port comment "frames of a known port"
     iifname TAPS counter name drop_closed drop comment "a tap without a policy is closed"
   }
   chain input {
@@ -142,7 +145,7 @@ comment "the bridge would learn from link-local groups without prerouting"
     iifname . vlan id @vlan_tagged \
 meta protocol vmap { arp : goto from_arp, ip : goto from_ipv4, ip6 : goto from_ipv6 } comment "behind a trunk's tag"
     ether type vmap { arp : goto from_arp, ip : goto from_ipv4, ip6 : goto from_ipv6 } comment "what passes a port"
-    iifname . ether type @ethertypes accept comment "an ethertype that is allowed"
+    iifname . ether type @ethertypes return comment "an ethertype that is allowed"
     iifname @guard_frame counter name drop_frame drop comment "tagged, 802.3 or unknown ethertype"
   }
   chain storm {
@@ -153,18 +156,18 @@ comment "too many multicasts"
   }
   chain from_arp {
     meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation { request, reply } \
-iifname . arp saddr ether . arp saddr ip @arp4 accept comment "its own mac and address"
+iifname . arp saddr ether . arp saddr ip @arp4 return comment "its own mac and address"
     meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
-iifname . arp saddr ether . arp daddr ip @arp4 accept comment "a probe for its own address"
+iifname . arp saddr ether . arp daddr ip @arp4 return comment "a probe for its own address"
     meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation { request, reply } \
-iifname . arp saddr ether @macs iifname . @nh,112,32 @passed_leases accept comment "an address that it was just given"
+iifname . arp saddr ether @macs iifname . @nh,112,32 @passed_leases return comment "an address that it was just given"
     meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation request arp saddr ip 0.0.0.0 \
-iifname . arp saddr ether @macs iifname . @nh,192,32 @passed_leases accept comment "a probe for one"
+iifname . arp saddr ether @macs iifname . @nh,192,32 @passed_leases return comment "a probe for one"
     iifname @guard_arp counter name drop_arp drop comment "an arp binding that is not the port's"
   }
   chain own_ipv4 {
-    meta l4proto tcp accept comment "no guard looks into tcp"
-    udp dport != 67-68 accept comment "nor into udp, but for dhcp"
+    @nh,72,8 17 @th,16,16 & 0xfff8 != 64 accept comment "no guard looks into udp but at ports near dhcp's"
+    meta l4proto tcp accept comment "nor into tcp"
     goto from_ipv4 comment "what else there is is looked at"
   }
   chain from_ipv4 {
@@ -176,7 +179,7 @@ iifname . arp saddr ether @macs iifname . @nh,192,32 @passed_leases accept comme
 comment "asks dhcp in fragments, whose first may end before the name"
     udp sport 68 udp dport 67 iifname . @th,288,48 != @nd_link iifname @guard_mac counter name drop_mac drop \
 comment "asks dhcp in another's name"
-    ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept comment "dhcp from a client without an address"
+    ip saddr 0.0.0.0 udp sport 68 udp dport 67 return comment "dhcp from a client without an address"
     iifname . ip saddr != @addresses4 jump ipv4_source comment "source is none of the port's"
     udp dport 68 iifname @guard_dhcp counter name drop_dhcp drop comment "to dhcp clients"
     meta protocol ip icmp type { redirect, router-advertisement } iifname @guard_router counter name drop_router drop \
@@ -210,24 +213,29 @@ comment "first fragment that hides its headers"
     iifname @guard_ip6 counter name drop_ip drop comment "ipv6 source is not the port's"
   }
   chain nd {
-    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 133 ip6 length 8 accept comment "solicits routers"
+    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 133 ip6 length 8 return comment "solicits routers"
     ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 133 ip6 length 16 @th,64,16 0x0101 \
-iifname . @th,80,48 @nd_link accept comment "solicits routers, with its mac"
-    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 135 jump nd_solicit comment "solicits a neighbour"
-    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 136 iifname . @th,64,128 @nd_target jump nd_advert \
+iifname . @th,80,48 @nd_link return comment "solicits routers, with its mac"
+    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 135 goto nd_solicit comment "solicits a neighbour"
+    ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type 136 iifname . @th,64,128 @nd_target goto nd_advert \
 comment "advertises its own address"
-    iifname @guard_nd counter name drop_nd drop comment "a neighbour binding that is not the port's"
+    goto not_its_own comment "what cannot be told to be its own"
   }
   chain nd_solicit {
-    ip6 saddr :: ip6 length 24 iifname . @th,64,128 @nd_target accept comment "is its own address free"
-    ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 iifname . @th,64,128 @nd_target accept comment "the same, with a nonce"
-    ip6 saddr :: return comment "claims another's address"
-    ip6 length 24 accept comment "solicits without its mac"
-    ip6 length 32 @th,192,16 0x0101 iifname . @th,208,48 @nd_link accept comment "solicits with its mac"
-    ip6 length 32 @th,192,16 0x0e01 accept comment "solicits with a nonce"
+    ip6 saddr :: ip6 length 24 iifname . @th,64,128 @nd_target return comment "is its own address free"
+    ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 iifname . @th,64,128 @nd_target return comment "the same, with a nonce"
+    ip6 saddr :: goto not_its_own comment "claims another's address"
+    ip6 length 24 return comment "solicits without its mac"
+    ip6 length 32 @th,192,16 0x0101 iifname . @th,208,48 @nd_link return comment "solicits with its mac"
+    ip6 length 32 @th,192,16 0x0e01 return comment "solicits with a nonce"
+    goto not_its_own comment "solicits in another form, or with another's mac"
   }
   chain nd_advert {
-    ip6 length 24 accept comment "advertises without its mac"
-    ip6 length 32 @th,192,16 0x0201 iifname . @th,208,48 @nd_link accept comment "advertises with its mac"
+    ip6 length 24 return comment "advertises without its mac"
+    ip6 length 32 @th,192,16 0x0201 iifname . @th,208,48 @nd_link return comment "advertises with its mac"
+    goto not_its_own comment "advertises in another form, or another's mac"
+  }
+  chain not_its_own {
+    iifname @guard_nd counter name drop_nd drop comment "a neighbour binding that is not the port's"
   }
 """

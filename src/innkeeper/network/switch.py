@@ -127,6 +127,10 @@ class SwitchRunner:
         """Packets that the host's firewall dropped since the rules were loaded."""
         return await self._thread.call(self._open.firewall.dropped)
 
+    async def host_dropped(self) -> dict[str, int]:
+        """Packets to the host that were dropped since the rules were loaded: of "guests", and from "outside"."""
+        return await self._thread.call(self._open.firewall.all_dropped)
+
     def firewall(self) -> frozenset[Element]:
         """The elements that are desired of the host's firewall."""
         return self._open.firewall.elements

@@ -22,6 +22,7 @@ from innkeeper.network import (
     overlay_plan,
     tenant,
     vlans,
+    ways,
 )
 from innkeeper.network.nat import inet_schema, switch_elements
 from innkeeper.network.policy import PortPolicy, SwitchPolicy
@@ -35,10 +36,10 @@ from innkeeper.network.ruleset import (
     hexadecimal,
     port_elements,
 )
-from innkeeper.network.sources import listed_prefix
+from innkeeper.network.sources import listed_ports, listed_prefix
 
 FAMILIES = ("bridge", "inet")
-_RAW_SETS = ("nd_target", "nd_link", "ethertypes")
+_RAW_SETS = ("nd_target", "nd_link", "ethertypes", "short_way")
 _LEAST_BURST = 20
 _CHAIN = re.compile(r"^  chain (\w+)", re.MULTILINE)
 _COMMENT = re.compile(r'comment "([^"]*)"$')
@@ -98,8 +99,9 @@ def compile_elements(
 
 def elements_of(switch: SwitchPolicy, port: PortPolicy) -> frozenset[Element]:
     """All elements that stand for a port."""
-    own = port_elements(switch, port) | minimums.minimum_elements(switch, port) | vlans.vlan_elements(switch, port)
-    return own | meters.traffic_elements(port) | acl_rules.acl_elements(port)
+    of_vlans = vlans.vlan_elements(switch, port)
+    own = port_elements(switch, port) | minimums.minimum_elements(switch, port) | of_vlans
+    return own | meters.traffic_elements(port) | ways.way_elements(port, bool(of_vlans))
 
 
 def replace(schema: Schema, elements: Iterable[Element]) -> str:
@@ -318,7 +320,7 @@ def _parts(value: Any) -> list[Any]:
 
 def _value(part: Any) -> str:
     if isinstance(part, dict):  # a verdict
-        return next(f"{verdict} {to['target']}" for verdict, to in part.items())
+        return next(f"{verdict} {to['target']}" if to else verdict for verdict, to in part.items())
     return str(part)
 
 
@@ -329,4 +331,4 @@ def _field(container: str, part: Any) -> str:
         return meters.listed_range(part)
     if container in _RAW_SETS and (isinstance(part, int) or part.startswith("0x")):
         return hexadecimal(part if isinstance(part, int) else int(part, 16))
-    return listed_prefix(part) or str(part)
+    return listed_ports(part) or listed_prefix(part) or str(part)

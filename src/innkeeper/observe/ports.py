@@ -31,8 +31,8 @@ _TEXTS = {
 }
 
 
-def exposition(ports: Sequence[PortFacts]) -> str:
-    """The text for those ports."""
+def exposition(ports: Sequence[PortFacts], host_dropped: Mapping[str, int]) -> str:
+    """The text for those ports, and for what was dropped on its way to the host, by where it came from."""
     families: list[Metric] = []
     for name, text in _TEXTS.items():
         family = CounterMetricFamily(f"innkeeper_port_{name}", text, labels=["nic"])
@@ -52,4 +52,11 @@ def exposition(ports: Sequence[PortFacts]) -> str:
             dropped.add_metric([port.nic, guard], packets)
         for remote, direction, octets in port.metered:
             metered.add_metric([port.nic, remote, direction], octets)
-    return text_of([*families, dropped, metered])
+    of_host = CounterMetricFamily(
+        "innkeeper_host_dropped_packets",
+        "Packets to the host that its rules dropped: of guests, and from outside by its firewall.",
+        labels=["source"],
+    )
+    for source, packets in host_dropped.items():
+        of_host.add_metric([source], packets)
+    return text_of([*families, dropped, metered, of_host])
