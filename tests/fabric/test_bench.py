@@ -159,6 +159,20 @@ def test_a_helper_ends_with_whom_it_helps_and_when_nobody_needs_it() -> None:
     assert helpers.take() is None
 
 
+def test_one_that_cannot_start_is_not_tried_all_the_time() -> None:
+    helpers = Helpers("innkeeper.fabric.no_such_program", SHARED_BYTES, most=1)
+    assert helpers.take() is None
+    (pid,) = helpers.pids()
+    until = time.monotonic() + 30
+    while helpers.pids() and time.monotonic() < until:
+        helpers.tidy()
+        time.sleep(0.01)
+    assert has_ended(pid)
+    assert helpers.take() is None
+    assert not helpers.pids(), "it rests"
+    helpers.close()
+
+
 def test_files_of_no_operating_system_are_read_here(helpers: Helpers) -> None:
     io, _ = simulated_io(1)
     file = io.files.open("/log", create=True)

@@ -169,7 +169,8 @@ class OpLog:
                 return
             number = self._new_number()
         made = self._make(number)
-        self._fill(made)
+        with suppress(OSError):  # it is as good as one that is only reserved, and the sync of it will tell
+            self._fill(made)
         with self.lock:
             self.segments[number] = made
             self._free.append(made)

@@ -30,6 +30,8 @@ PATIENCE_S = 60.0
 """A helper that takes longer for an answer is taken for lost."""
 IDLE_S = 30.0
 """A helper that nobody has needed for so long is ended."""
+REST_S = 10.0
+"""After one could not be started none is tried for so long."""
 _READY = b"ready"
 Read = Callable[[int, int], bytes]
 """(length, offset) -> the bytes of a file there; fewer at its end. Raises ``OSError``."""
@@ -118,6 +120,7 @@ class Helpers:
         self._free: list[Helper] = []
         self._starting: list[Helper] = []
         self._taken: set[Helper] = set()
+        self._rests_until = 0.0
         self._closed = False
 
     def take(self) -> Helper | None:
@@ -130,8 +133,11 @@ class Helpers:
                 return helper
             if self._closed or self._starting or len(self._taken) >= self._most:
                 return None
-            with suppress(OSError, Problem):  # memory or processes are used up: it goes without
-                self._starting.append(Helper(self._module, self._area_bytes, self._log))
+            if time.monotonic() >= self._rests_until:
+                try:
+                    self._starting.append(Helper(self._module, self._area_bytes, self._log))
+                except (OSError, Problem):  # memory or processes are used up: it goes without
+                    self._rests_until = time.monotonic() + REST_S
             return None
 
     def give_back(self, helper: Helper, *, lost: bool = False) -> None:
@@ -153,6 +159,7 @@ class Helpers:
                 self._free.append(helper)
                 helper.idle_since = time.monotonic()
             except HelperLost:
+                self._rests_until = time.monotonic() + REST_S
                 helper.end()
             self._starting.remove(helper)
 

@@ -122,21 +122,27 @@ class Turn:
     def _keep_syncing(self) -> None:
         """Sync as long as somebody waits for it; in the syncer's thread, without going back to the loop in between,
         which is busy with what was answered."""
-        while True:
-            with self._lock:
-                waiting, self._flushes = self._flushes, []
-                self._syncing = bool(waiting)
-                if not waiting:
-                    return
+        try:
+            while waiting := self._next_waiting():
+                problem: Problem | None = None
+                try:
+                    self._pool.sync_blocking(self._sequence)
+                except Problem as failed:
+                    log.error("the log cannot be synced: %s", failed)
+                    problem = failed
+                self._loop.call_soon_threadsafe(self._synced, waiting, problem)
+        except BaseException:
+            self._syncing = False
+            raise
+
+    def _next_waiting(self) -> Waiting:
+        """Those that the next sync is for; none: the syncer has nothing to do any more."""
+        with self._lock:
+            waiting, self._flushes = self._flushes, []
+            self._syncing = bool(waiting)
+            if waiting:
                 self._awaiting.append(waiting)
-                sequence = self._sequence
-            problem: Problem | None = None
-            try:
-                self._pool.sync_blocking(sequence)
-            except Problem as failed:
-                log.error("the log cannot be synced: %s", failed)
-                problem = failed
-            self._loop.call_soon_threadsafe(self._synced, waiting, problem)
+        return waiting
 
     def _synced(self, waiting: Waiting, problem: Problem | None) -> None:
         with self._lock:
