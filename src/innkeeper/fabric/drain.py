@@ -223,6 +223,7 @@ class Drainer:
                 for digest, (group, slot) in ((digest, entry_place(entry)) for digest, entry in self._fresh.items())
             )
             self._fresh.clear()
+        self._dedup.fingerprints.settle()
 
     def abandon(self) -> None:
         """Forget what was not committed."""

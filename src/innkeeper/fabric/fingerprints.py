@@ -101,6 +101,12 @@ class Fingerprints:
             if len(self._kept) >= KEPT:
                 self._put_kept(self._db)
 
+    def settle(self) -> None:
+        """Put all that is kept in memory into the database."""
+        with self._lock:
+            if self._db is not None and self._kept:
+                self._put_kept(self._db)
+
     def _put_kept(self, db: apsw.Connection) -> None:
         """Put what was kept into the database; under the lock."""
         kept, self._kept = self._kept, {}

@@ -168,6 +168,21 @@ def write_all_pages(file: File, pages: memoryview, offset: int) -> None:
         pages, offset = pages[written:], offset + written
 
 
+def put_file(files: FileSystem, path: str, data: bytes) -> None:
+    """Put a file there, whole and on the medium, in the place of one that may be there. Raises ``OSError``."""
+    fresh = f"{path}.new"
+    if files.exists(fresh):  # where a power cut met a rename, both names may be of one file: it is not to be cut
+        files.unlink(fresh)
+    file = files.open(fresh, create=True)
+    try:
+        write_all(file, [data], 0)
+        file.fdatasync()
+    finally:
+        file.close()
+    files.rename(fresh, path)
+    files.sync_dir(path.rpartition("/")[0])
+
+
 def _rest(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
     for index, buffer in enumerate(buffers):
         if written < len(buffer):
