@@ -13,7 +13,6 @@ from blake3 import blake3
 
 from innkeeper.fabric.layout import BLOCK, FANOUT, Root, levels_for
 from innkeeper.fabric.maps import MapEdit
-from innkeeper.fabric.packing import pack_extent
 from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.pool import Pool
 
@@ -38,7 +37,7 @@ class SparseDisk:
 
     def _extent(self) -> int:
         data = self._chance.randbytes(64) + bytes(BLOCK - 64)
-        return self._writer.put_packed(pack_extent(data, blake3(data).digest(), Policy()), Policy())
+        return self._writer.put_extent(data, blake3(data).digest(), None, Policy())
 
     @property
     def root(self) -> Root:

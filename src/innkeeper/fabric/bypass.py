@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from innkeeper.fabric.bench import Bench, Benches
+from blake3 import blake3
+
 from innkeeper.fabric.dedup import Dedup
 from innkeeper.fabric.devices import Devices
 from innkeeper.fabric.fingerprints import KEY_BYTES
-from innkeeper.fabric.groupwriter import GroupWriter, GroupWriters, Written
+from innkeeper.fabric.groupwriter import GroupWriter, GroupWriters, Packed, Written, pack_extent
 from innkeeper.fabric.items import is_dead, wrong_with
-from innkeeper.fabric.layout import HOLE, corrupt, entry_place
+from innkeeper.fabric.layout import BLOCK, HOLE, ZERO_BLOCK, corrupt, entry_place
 from innkeeper.fabric.marks import present
 from innkeeper.fabric.meta import GroupRow, Meta, Transaction
-from innkeeper.fabric.packing import AREA_BYTES, Packed
 from innkeeper.fabric.policy import Policy
 from innkeeper.fabric.rewrite import write_generation
 from innkeeper.fabric.store import GroupStore
@@ -48,14 +48,7 @@ class Bypass:
     """Extents of streams, and the groups that they are in until meta knows these. Safe for threads."""
 
     def __init__(
-        self,
-        files: FileSystem,
-        devices: Devices,
-        store: GroupStore,
-        meta: Meta,
-        dedup: Dedup,
-        writers: GroupWriters,
-        benches: Benches,
+        self, files: FileSystem, devices: Devices, store: GroupStore, meta: Meta, dedup: Dedup, writers: GroupWriters
     ) -> None:
         self._files = files
         self._devices = devices
@@ -63,7 +56,6 @@ class Bypass:
         self._meta = meta
         self._dedup = dedup
         self._writers = writers
-        self._benches = benches
         self._lock = threading.Lock()
         """Held over an append: only workers and syncs may wait for it."""
         self._sync_lock = threading.Lock()
@@ -88,38 +80,28 @@ class Bypass:
         Raises ``OSError`` and ``Problem``; then none of them is in flight.
         """
         view = memoryview(data)
-        stored = Stored([], [])
-        try:
-            with self._benches.bench() as bench:
-                for at in range(0, len(view), AREA_BYTES):
-                    entries, frames = self._put(view[at : at + AREA_BYTES], policy, tier, bench)
-                    stored.entries.extend(entries)
-                    stored.frames.extend(frames)
-        except BaseException:
-            self.release(stored.entries)
-            raise
-        self.put_bytes += len(view)
-        return Stored(stored.entries, sorted(dict(stored.frames).items()))
-
-    def _put(self, data: memoryview, policy: Policy, tier: str, bench: Bench) -> Stored:
-        digests = bench.digests(bench.fill(data))
+        blocks = [bytes(view[at : at + BLOCK]) for at in range(0, len(view), BLOCK)]
+        digests = [b"" if block == ZERO_BLOCK else blake3(block).digest() for block in blocks]
         places = self._dedup.places([digest for digest in digests if digest]) if policy.dedup else {}
-        known: list[int | None] = []
+        known: list[tuple[bytes, int | None, Packed | None]] = []
         taken: list[int] = []
         try:
-            for digest in digests:
-                place = places.get(digest[:KEY_BYTES])
-                known.append(self._known(place, digest, taken) if digest else HOLE)
-            wanted = [(at, digest) for at, digest in enumerate(digests) if known[at] is None]
-            packed = bench.pack(wanted, policy, hurried=True)
+            for block, digest in zip(blocks, digests, strict=True):
+                if not digest:
+                    known.append((b"", HOLE, None))
+                    continue
+                entry = self._known(places.get(digest[:KEY_BYTES]), digest, taken)
+                known.append((digest, entry, None if entry else pack_extent(block, digest, None, policy, hurried=True)))
             with self._lock:
-                fresh = self._append([digest for _, digest in wanted], packed, self._writers.of(tier), policy, taken)
-                entries = [next(fresh) if entry is None else entry for entry in known]
+                entries = self._append(known, self._writers.of(tier), policy, taken)
                 frames = [(group, self._rows[group].last_frame) for group in self._unknown_of(entries)]
         except BaseException:
             self.release(taken)
             raise
-        self._dedup.fingerprints.add((digest, entries[at]) for at, digest in wanted)
+        self._dedup.fingerprints.add(
+            (digest, entry) for (digest, _, packed), entry in zip(known, entries, strict=True) if packed is not None
+        )
+        self.put_bytes += len(view)
         return Stored(entries, frames)
 
     def _known(self, place: int | None, digest: bytes, taken: list[int]) -> int | None:
@@ -134,25 +116,31 @@ class Bypass:
         return entry
 
     def _append(
-        self, digests: list[bytes], packed: list[Packed], writer: GroupWriter, policy: Policy, taken: list[int]
-    ) -> Iterator[int]:
-        """Put extents, close them with an index frame, and give their entries; under ``_lock``."""
-        entries: list[int] = []
+        self,
+        known: list[tuple[bytes, int | None, Packed | None]],
+        writer: GroupWriter,
+        policy: Policy,
+        taken: list[int],
+    ) -> list[int]:
+        """Put what is not known, and close it with an index frame; under ``_lock``."""
         fresh: dict[bytes, int] = {}
+        entries = []
         try:
-            for digest, each in zip(digests, packed, strict=True):
-                entry = fresh.get(digest) if policy.dedup else None
-                if entry is None:
-                    entry = fresh[digest] = writer.put_packed(each, policy)
-                self._take(entry, taken)
+            for digest, entry, packed in known:
+                if packed is not None:
+                    entry = fresh.get(digest) if policy.dedup else None
+                    if entry is None:
+                        entry = fresh[digest] = writer.put_packed(packed, policy)
+                    self._take(entry, taken)
+                assert entry is not None
                 entries.append(entry)
             written = writer.keep()
         except BaseException:
             writer.abandon()
             raise
-        for each_written in written:
-            self._adopt(each_written)
-        return iter(entries)
+        for each in written:
+            self._adopt(each)
+        return entries
 
     def _adopt(self, written: Written) -> None:
         number = written.row.number

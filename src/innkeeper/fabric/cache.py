@@ -103,11 +103,6 @@ class ContentCache:
                 self._single_bytes += len(data) + ITEM_OVERHEAD_BYTES
             self._shrink()
 
-    def has(self, entry: int) -> bool:
-        """Whether the extent is here; asking counts for nothing."""
-        with self._lock:
-            return entry in self._multi or entry in self._single
-
     def succeed(self, old: int, new: int, data: bytes) -> None:
         """Readers of the extent ``old`` will ask for ``new`` from now on: the old one, if here, hands over its place.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import lz4.block
 
 from innkeeper.fabric.layout import BLOCK, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD
-from innkeeper.system.files import Buffer
 from innkeeper.system.zstd import zstd
 
 MAX_LEVEL = 19
@@ -22,7 +21,7 @@ class Undecodable(Exception):
     """Stored bytes that do not yield what they stand for."""
 
 
-def encode(data: Buffer, compression: str, level: int, worth_bytes: int, *, hurried: bool = False) -> tuple[bytes, int]:
+def encode(data: bytes, compression: str, level: int, worth_bytes: int, *, hurried: bool = False) -> tuple[bytes, int]:
     """(stored bytes, codec) under a storage's compression; raw where that would not be below ``worth_bytes``.
 
     ``hurried``: in less time, though in more bytes, where somebody waits for it.
@@ -35,8 +34,8 @@ def encode(data: Buffer, compression: str, level: int, worth_bytes: int, *, hurr
         stored = zstd.compress(data, level)
         codec = CODEC_ZSTD
     else:
-        return bytes(data), CODEC_RAW
-    return (stored, codec) if len(stored) <= worth_bytes else (bytes(data), CODEC_RAW)
+        return data, CODEC_RAW
+    return (stored, codec) if len(stored) <= worth_bytes else (data, CODEC_RAW)
 
 
 def decode(stored: bytes, codec: int, raw_bytes: int) -> bytes:

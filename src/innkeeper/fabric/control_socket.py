@@ -18,7 +18,7 @@ from innkeeper.fabric.nbd.server import NbdServer, peer_uid
 from innkeeper.fabric.pools import Pools
 from innkeeper.fabric.routing import call
 from innkeeper.model.problems import Failed, Invalid, Problem
-from innkeeper.system.priority import ahead, level
+from innkeeper.system.priority import level
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,6 @@ OPERATIONS = frozenset(
         *("attach", "detach", "attachment_ls", "hold", "release"),
     )
 )
-BRIEF = frozenset(("snapshot_create", "disk_clone", "disk_create", "attach", "detach"))
-"""What starts and backs up guests: a few rows of meta, whatever the size. Its threads go as early as the event loop's,
-since beside one that is busy each step waits for a processor."""
 
 
 def _let_files_go() -> None:
@@ -62,7 +59,6 @@ class ControlSocket:
         self._path = path
         self._shut_down = shut_down
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="control", initializer=level)
-        self._brief = ThreadPoolExecutor(_WORKERS, thread_name_prefix="control-brief", initializer=ahead)
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[Any]] = set()
 
@@ -79,7 +75,6 @@ class ControlSocket:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         await asyncio.to_thread(self._workers.shutdown)
-        await asyncio.to_thread(self._brief.shutdown)
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -148,8 +143,7 @@ class ControlSocket:
             return await self._run(lambda: getattr(self._moves, MOVES[operation])(**arguments))
         if operation not in OPERATIONS:
             raise Invalid("control.operation", f"there is no operation {operation!r}")
-        workers = self._brief if operation in BRIEF else self._workers
-        result = await self._run(lambda: call(self._pools, operation, arguments), workers)
+        result = await self._run(lambda: call(self._pools, operation, arguments))
         if operation == "detach":
             self._nbd.drop(str(arguments["attachment_id"]))
         return result
@@ -165,5 +159,5 @@ class ControlSocket:
         async with self._nbd.held_back(attached):
             return await self._run(lambda: self._moves.switch(disk_id))
 
-    async def _run(self, work: Callable[[], Any], workers: ThreadPoolExecutor | None = None) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(workers or self._workers, work)
+    async def _run(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)

@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from uuid import UUID
 
-from innkeeper.fabric.bench import Benches
 from innkeeper.fabric.bypass import Bypass
 from innkeeper.fabric.catalog import Catalog
 from innkeeper.fabric.copies import Copies
@@ -125,22 +124,18 @@ class PoolCore(PoolSpace):
         self._fingerprints = Fingerprints(files, f"{path}/fingerprints.db")
         dedup = Dedup(self.store, self._fingerprints)
         self.writers = self._group_writers()
-        benches = Benches(self.io.helpers)
-        self.drainer = Drainer(self.log, self.store, self.reader, self.writers, dedup, benches)
-        self.bypass = Bypass(
-            files, self.devices, self.store, meta, dedup, self._group_writers(past_cache=True), benches
-        )
+        self.drainer = Drainer(self.log, self.store, self.reader, self.writers, dedup)
+        self.bypass = Bypass(files, self.devices, self.store, meta, dedup, self._group_writers())
         self.log.before_sync = self.bypass.sync
         self._recover(meta, strays)
 
-    def _group_writers(self, *, past_cache: bool = False) -> GroupWriters:
+    def _group_writers(self) -> GroupWriters:
         return GroupWriters(
             self.io.files,
             self._place_of_group,
             self.pool_id,
             self._next_group_number,
             group_bytes=self.limits.group_bytes,
-            past_cache=past_cache,
         )
 
     def _open_devices(self) -> None:

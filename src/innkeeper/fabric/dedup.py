@@ -29,3 +29,8 @@ class Dedup:
         if self._store.table(group).extent_hash(slot) != digest:
             return None
         return pack_entry(KIND_EXTENT, group, slot)
+
+    def find(self, digest: bytes) -> int | None:
+        """The map entry of a stored extent with that hash."""
+        place = self.fingerprints.find(digest)
+        return None if place is None else self.entry(place, digest)

@@ -21,7 +21,7 @@ from innkeeper.fabric.objectstore import check_mark, keys_of, mark, open_blobs, 
 from innkeeper.fabric.shelves import DirectoryShelf, Shelf
 from innkeeper.model.problems import Conflict, Corrupt, Failed, Invalid, NotFound, Problem, Unavailable
 from innkeeper.system.blobs import Credentials
-from innkeeper.system.files import FileSystem, Io, Lock, put_file
+from innkeeper.system.files import FileSystem, Io, Lock, write_all
 
 VERSION = 3
 """Of pool.json; version 1 knew no devices, version 2 only directories that others had mounted."""
@@ -96,7 +96,7 @@ def read_identity(files: FileSystem, path: str) -> tuple[UUID, list[Device]] | N
 def write_identity(files: FileSystem, path: str, pool_id: UUID, devices: list[Device]) -> None:
     """Put ``pool.json`` there, whole and on the medium. Raises ``OSError``."""
     facts = {"format": VERSION, "pool": str(pool_id), "devices": [asdict(each) for each in devices]}
-    put_file(files, f"{path}/pool.json", json.dumps(facts).encode())
+    _write_json(files, path, "pool.json", facts)
 
 
 def open_shelf(io: Io, path: str, pool_id: UUID, device: Device) -> ObjectShelf:
@@ -125,8 +125,7 @@ def device_identity(files: FileSystem, path: str) -> tuple[str, str] | None:
 
 def write_device_identity(files: FileSystem, path: str, pool_id: UUID, device_id: str) -> None:
     """Put ``device.json`` there, whole and on the medium. Raises ``OSError``."""
-    facts = {"format": DEVICE_VERSION, "pool": str(pool_id), "device": device_id}
-    put_file(files, f"{path}/device.json", json.dumps(facts).encode())
+    _write_json(files, path, "device.json", {"format": DEVICE_VERSION, "pool": str(pool_id), "device": device_id})
 
 
 def _read_json(files: FileSystem, name: str) -> dict[str, Any]:
@@ -138,6 +137,16 @@ def _read_json(files: FileSystem, name: str) -> dict[str, Any]:
         return facts
     except ValueError as unreadable:
         raise Corrupt("pool.format", f"{name} cannot be read", cause=str(unreadable), remedy=_PUT_BACK) from unreadable
+
+
+def _write_json(files: FileSystem, directory: str, name: str, facts: dict[str, Any]) -> None:
+    fresh = files.open(f"{directory}/{name}.new", create=True)
+    fresh.truncate(0)
+    write_all(fresh, [json.dumps(facts).encode()], 0)
+    fresh.fdatasync()
+    fresh.close()
+    files.rename(f"{directory}/{name}.new", f"{directory}/{name}")
+    files.sync_dir(directory)
 
 
 class Devices:

@@ -17,9 +17,6 @@ from innkeeper.system.files import FileSystem
 
 KEY_BYTES = 16
 VERSION = 1
-KEPT = 1024
-"""Places that are kept in memory until so many are put into the database at once: each transaction writes whole pages
-anew."""
 
 
 class Fingerprints:
@@ -30,7 +27,6 @@ class Fingerprints:
         self._path = path
         self._lock = threading.Lock()
         self._vfs = FabricVfs(files)
-        self._kept: dict[bytes, int] = {}
         self._db = self._open()
 
     def _open(self) -> apsw.Connection | None:
@@ -75,56 +71,48 @@ class Fingerprints:
 
     def find(self, digest: bytes) -> int | None:
         """The place recorded for a hash, unverified."""
-        return self.find_many([digest]).get(digest[:KEY_BYTES])
+        with self._lock:
+            if self._db is None:
+                return None
+            try:
+                for (place,) in self._db.execute("SELECT place FROM fingerprints WHERE key=?", (digest[:KEY_BYTES],)):
+                    return int(place)
+            except apsw.Error:
+                self._start_over()
+            return None
 
     def find_many(self, digests: Sequence[bytes]) -> dict[bytes, int]:
         """The places recorded for hashes, unverified, by the first 16 bytes of those that are known."""
-        keys = {digest[:KEY_BYTES] for digest in digests}
+        keys = [digest[:KEY_BYTES] for digest in digests]
         with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-            asked = list(keys.difference(found))
-            if self._db is None or not asked:
-                return found
-            marks = ",".join("?" * len(asked))
+            if self._db is None or not keys:
+                return {}
+            marks = ",".join("?" * len(keys))
             try:
-                found.update(self._db.execute(f"SELECT key, place FROM fingerprints WHERE key IN ({marks})", asked))
+                return dict(self._db.execute(f"SELECT key, place FROM fingerprints WHERE key IN ({marks})", keys))
             except apsw.Error:
                 self._start_over()
-            return found
+            return {}
 
     def add(self, found: Iterable[tuple[bytes, int]]) -> None:
         """Record (hash, place) pairs; the youngest wins."""
         with self._lock:
             if self._db is None:
                 return
-            self._kept.update((digest[:KEY_BYTES], place) for digest, place in found)
-            if len(self._kept) >= KEPT:
-                self._put_kept(self._db)
-
-    def settle(self) -> None:
-        """Put all that is kept in memory into the database."""
-        with self._lock:
-            if self._db is not None and self._kept:
-                self._put_kept(self._db)
-
-    def _put_kept(self, db: apsw.Connection) -> None:
-        """Put what was kept into the database; under the lock."""
-        kept, self._kept = self._kept, {}
-        try:
-            with db:
-                db.executemany("INSERT OR REPLACE INTO fingerprints VALUES (?, ?)", sorted(kept.items()))
-        except apsw.Error:
-            self._start_over()
+            try:
+                with self._db:
+                    self._db.executemany(
+                        "INSERT OR REPLACE INTO fingerprints VALUES (?, ?)",
+                        [(digest[:KEY_BYTES], place) for digest, place in found],
+                    )
+            except apsw.Error:
+                self._start_over()
 
     def remove(self, gone: Iterable[tuple[bytes, int]]) -> None:
         """Forget (hash, place) pairs that are still recorded so."""
         with self._lock:
             if self._db is None:
                 return
-            gone = list(gone)
-            for digest, place in gone:
-                if self._kept.get(digest[:KEY_BYTES]) == place:
-                    del self._kept[digest[:KEY_BYTES]]
             try:
                 with self._db:
                     self._db.executemany(
@@ -140,7 +128,6 @@ class Fingerprints:
             self._start_over()
 
     def _start_over(self) -> None:
-        self._kept.clear()
         if self._db is not None:
             with suppress(apsw.Error):
                 self._db.close()
@@ -148,8 +135,6 @@ class Fingerprints:
 
     def close(self) -> None:
         with self._lock:
-            if self._db is not None:
-                self._put_kept(self._db)
             if self._db is not None:
                 with suppress(apsw.Error):
                     self._db.close()

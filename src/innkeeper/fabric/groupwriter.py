@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
-from innkeeper.fabric.codecs import encode
+from innkeeper.fabric.codecs import WORTH_COMPRESSING, encode
 from innkeeper.fabric.devices import HOME, Device
 from innkeeper.fabric.groups import (
+    EXTENT_AUX,
     GROUP_BYTES,
     ITEM_EXTENT,
     ITEM_MAP,
     ITEM_PIECE,
     MAP_AUX,
     NO_FRAME,
+    RAW_EXTENT_AUX,
     Note,
     encode_frame,
     encode_header,
@@ -28,6 +31,7 @@ from innkeeper.fabric.groups import (
     pack_row,
 )
 from innkeeper.fabric.layout import (
+    BLOCK,
     CODEC_RAW,
     KIND_EXTENT,
     KIND_MAP,
@@ -38,16 +42,33 @@ from innkeeper.fabric.layout import (
     pack_entry,
 )
 from innkeeper.fabric.meta import GroupRow
-from innkeeper.fabric.packing import Packed
 from innkeeper.fabric.policy import TIERS, Policy
 from innkeeper.fabric.store import LIVE, OPEN
-from innkeeper.system.direct import aligned_buffer
-from innkeeper.system.files import Buffer, File, FileSystem, write_all, write_all_pages
+from innkeeper.system.files import File, FileSystem, write_all
 
 FLUSH_BYTES = 1 << 20
 WRITE_OUT_BYTES = 8 << 20
-FEW_BUFFERS = 64
-"""More are joined before they are written: a system call takes longer to look at each of them than a copy does."""
+
+
+class Packed(NamedTuple):
+    """An extent as it is stored: bytes, codec, CRC-32C, aux."""
+
+    stored: bytes
+    codec: int
+    crc: int
+    aux: bytes
+
+
+def pack_extent(
+    data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy, *, hurried: bool = False
+) -> Packed:
+    """Pack a block of 64 KiB by a policy; ``page_crcs`` saves computing them again, ``hurried`` some time."""
+    stored, codec = encode(data, policy.compression, policy.level, WORTH_COMPRESSING, hurried=hurried)
+    if codec != CODEC_RAW:
+        return Packed(stored, codec, crc32c(stored), EXTENT_AUX.pack(digest))
+    if page_crcs is None:
+        page_crcs = [crc32c(data[at : at + PAGE]) for at in range(0, BLOCK, PAGE)]
+    return Packed(data, CODEC_RAW, crc32c(data), RAW_EXTENT_AUX.pack(digest, *page_crcs))
 
 
 @dataclass(slots=True)
@@ -73,10 +94,7 @@ class GroupWriter:
         *,
         group_bytes: int = GROUP_BYTES,
         tier: str = "",
-        past_cache: bool = False,
     ) -> None:
-        """``past_cache``: what is put is written past the page cache where that can be."""
-        self._pages = aligned_buffer(2 * FLUSH_BYTES) if past_cache else None
         self._files = files
         self._place = place
         self._tier = tier
@@ -88,7 +106,7 @@ class GroupWriter:
         self._group_bytes = group_bytes
         self._file: File | None = None
         self._number = 0
-        self._buffers: list[Buffer] = []
+        self._buffers: list[bytes] = []
         self._offset = self._flushed = self._started = 0
         self._slots = self._first_slot = 0
         self._rows = bytearray()
@@ -108,8 +126,12 @@ class GroupWriter:
         """A 4 KiB page and its CRC-32C; returns the map entry."""
         return pack_entry(KIND_PIECE, *self._put(data, ITEM_PIECE, CODEC_RAW, crc, b""))
 
+    def put_extent(self, data: bytes, digest: bytes, page_crcs: list[int] | None, policy: Policy) -> int:
+        """A block of 64 KiB under its BLAKE3 hash; ``page_crcs`` saves computing them again."""
+        return self.put_packed(pack_extent(data, digest, page_crcs, policy), policy)
+
     def put_packed(self, packed: Packed, policy: Policy) -> int:
-        """An extent that was packed by ``policy``; returns the map entry. Views are looked at until ``keep``."""
+        """An extent that was packed by ``policy``; returns the map entry."""
         self._code = policy.code
         return pack_entry(KIND_EXTENT, *self._put(packed.stored, ITEM_EXTENT, packed.codec, packed.crc, packed.aux))
 
@@ -119,9 +141,8 @@ class GroupWriter:
         aux = MAP_AUX.pack(len(data), level)
         return pack_entry(KIND_MAP, *self._put(stored, ITEM_MAP, codec, crc32c(stored), aux))
 
-    def _put(self, data: Buffer, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
+    def _put(self, data: bytes, item: int, codec: int, crc: int, aux: bytes) -> tuple[int, int]:
         size = len(data)
-        self._offset = max(self._offset, self._flushed)
         if self._file is None or self._offset + size > self._group_bytes or self._slots >= SLOTS_PER_GROUP:
             self._next_group()
         if codec == CODEC_RAW and (rest := self._offset % PAGE):
@@ -144,35 +165,13 @@ class GroupWriter:
         assert self._file is not None
         if not self._buffers:
             return
-        if self._pages is not None:
-            self._flush_pages(self._file, self._pages)
-            return
-        few = len(self._buffers) <= FEW_BUFFERS
-        write_all(self._file, self._buffers if few else [b"".join(self._buffers)], self._flushed)
+        data = b"".join(self._buffers)
+        write_all(self._file, [data], self._flushed)
         self._buffers.clear()
         self._flushed = self._offset
         if self._flushed - self._started >= WRITE_OUT_BYTES:
             self._file.write_out(self._started, self._flushed - self._started)
             self._started = self._flushed
-
-    def _flush_pages(self, file: File, pages: memoryview) -> None:
-        """Write whole pages; what the last one lacks is filled up, and the next item begins behind it."""
-        filled = 0
-        for buffer in self._buffers:
-            view = memoryview(buffer)
-            while view:
-                count = min(len(view), len(pages) - filled)
-                pages[filled : filled + count] = view[:count]
-                view, filled = view[count:], filled + count
-                if filled == len(pages):
-                    write_all_pages(file, pages, self._flushed)
-                    self._flushed, filled = self._flushed + filled, 0
-        if filled:
-            end = -(-filled // PAGE) * PAGE
-            pages[filled:end] = bytes(end - filled)
-            write_all_pages(file, pages[:end], self._flushed)
-            self._flushed += end
-        self._buffers.clear()
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +198,6 @@ class GroupWriter:
     def _frame(self, notes: list[Note], state: str) -> None:
         """Close what was put with an index frame."""
         assert self._file is not None
-        self._offset = max(self._offset, self._flushed)
         if rest := self._offset % PAGE:
             self._buffers.append(bytes(PAGE - rest))
             self._offset += PAGE - rest
@@ -298,13 +296,9 @@ class GroupWriters:
         next_number: Callable[[], int],
         *,
         group_bytes: int = GROUP_BYTES,
-        past_cache: bool = False,
     ) -> None:
         self._by_tier = {
-            tier: GroupWriter(
-                files, place, pool_id, next_number, group_bytes=group_bytes, tier=tier, past_cache=past_cache
-            )
-            for tier in TIERS
+            tier: GroupWriter(files, place, pool_id, next_number, group_bytes=group_bytes, tier=tier) for tier in TIERS
         }
 
     def of(self, tier: str) -> GroupWriter:

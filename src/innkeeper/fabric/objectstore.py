@@ -15,7 +15,7 @@ from uuid import UUID
 from innkeeper.fabric.objects import parse_object_name
 from innkeeper.model.problems import Conflict, Corrupt, NotFound, Problem, Unavailable
 from innkeeper.system.blobs import Address, Blobs, Credentials
-from innkeeper.system.files import FileSystem, Io, put_file
+from innkeeper.system.files import FileSystem, Io, write_all
 from innkeeper.system.stores import open_store
 
 PATIENCE_S = 60.0
@@ -123,4 +123,10 @@ def write_keys(files: FileSystem, pool_path: str, device_id: str, keys: Credenti
             files.unlink(name)
         return
     files.mkdir(directory)
-    put_file(files, name, json.dumps(asdict(keys)).encode())
+    file = files.open(f"{name}.new", create=True)
+    file.truncate(0)
+    write_all(file, [json.dumps(asdict(keys)).encode()], 0)
+    file.fdatasync()
+    file.close()
+    files.rename(f"{name}.new", name)
+    files.sync_dir(directory)

@@ -31,7 +31,6 @@ from innkeeper.system.files import Buffer, File, FileSystem, write_all
 
 SEGMENT_BYTES = 32 << 20
 WRITE_OUT_BYTES = 4 << 20
-FILL_BYTES = 1 << 20
 POSITION_SHIFT = 20
 _PAGE_MASK = (1 << POSITION_SHIFT) - 1
 
@@ -169,8 +168,6 @@ class OpLog:
                 return
             number = self._new_number()
         made = self._make(number)
-        with suppress(OSError):  # it is as good as one that is only reserved, and the sync of it will tell
-            self._fill(made)
         with self.lock:
             self.segments[number] = made
             self._free.append(made)
@@ -188,14 +185,6 @@ class OpLog:
         file.fdatasync()
         self._files.sync_dir(self._directory)
         return Segment(number, file, self.segment_bytes)
-
-    def _fill(self, segment: Segment) -> None:
-        """Write zeros over a new segment: a sync of what was only reserved before has the file system note that it is
-        used now, which takes it twice as long, and its pages of memory are found already when they are needed."""
-        zeros = bytes(FILL_BYTES)
-        for offset in range(0, segment.size, FILL_BYTES):
-            write_all(segment.file, [memoryview(zeros)[: segment.size - offset]], offset)
-        segment.file.fdatasync()
 
     def _roll(self, previous: int | None = None) -> Segment:
         """The next life of a free segment becomes the open one.
@@ -441,10 +430,6 @@ class OpLog:
     def read(self, position: int, pages: int) -> bytes:
         """``pages`` pages from ``position`` on, unchecked."""
         return self.segments[position >> POSITION_SHIFT].file.pread(pages * PAGE, (position & _PAGE_MASK) * PAGE)
-
-    def source(self, position: int) -> tuple[File, int]:
-        """The file that has a position, and at which of its pages."""
-        return self.segments[position >> POSITION_SHIFT].file, position & _PAGE_MASK
 
     def place(self, position: int) -> tuple[str, int]:
         """Path and byte offset of a position, for messages."""

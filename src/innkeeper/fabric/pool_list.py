@@ -6,7 +6,7 @@ import json
 from uuid import UUID
 
 from innkeeper.model.problems import Corrupt
-from innkeeper.system.files import FileSystem, put_file
+from innkeeper.system.files import FileSystem, write_all
 
 VERSION = 1
 
@@ -37,4 +37,10 @@ def read_list(files: FileSystem, name: str) -> dict[str, str]:
 def write_list(files: FileSystem, name: str, pools: dict[str, str]) -> None:
     """Put the list there, whole and on the medium. Raises ``OSError``."""
     facts = {"format": VERSION, "pools": [{"id": key, "path": path} for key, path in pools.items()]}
-    put_file(files, name, json.dumps(facts).encode())
+    fresh = files.open(f"{name}.new", create=True)
+    fresh.truncate(0)
+    write_all(fresh, [json.dumps(facts).encode()], 0)
+    fresh.fdatasync()
+    fresh.close()
+    files.rename(f"{name}.new", name)
+    files.sync_dir(name.rpartition("/")[0])

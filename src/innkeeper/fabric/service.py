@@ -20,7 +20,6 @@ from pathlib import Path
 
 import uvloop
 
-from innkeeper.fabric import packing
 from innkeeper.fabric.control_socket import ControlSocket
 from innkeeper.fabric.keeper import LISTEN_FD, listen
 from innkeeper.fabric.moving import settle_moves
@@ -30,7 +29,6 @@ from innkeeper.fabric.pools import Pools
 from innkeeper.model.problems import Problem
 from innkeeper.system import logs
 from innkeeper.system.files import Io
-from innkeeper.system.helpers import Helpers
 from innkeeper.system.paths import Paths
 from innkeeper.system.priority import ahead
 from innkeeper.system.sdnotify import notify
@@ -88,24 +86,17 @@ def _keep_out_of_the_way() -> None:
     often, looked at 25 ms worth of objects that live as long as the process.
     """
     ahead()
-    sys.setswitchinterval(5e-5)
+    sys.setswitchinterval(5e-4)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)
     gc.enable()
 
 
-def _packing_helpers(paths: Paths) -> Helpers:
-    """One for each processor, which streams may keep busy, and one for the drain."""
-    most = (os.cpu_count() or 1) + 1
-    return Helpers(packing.__name__, packing.SHARED_BYTES, most=most, log=paths.logs / "fabric.log")
-
-
 def run(paths: Paths, listener: socket.socket) -> None:
     """Open the pools and serve them. Raises what ``Pool.open`` raises of the default one."""
     gc.disable()  # recovery makes objects by the hundred thousand, and keeps them
-    helpers = _packing_helpers(paths)
-    default = Pool.open(Io(helpers=helpers), str(paths.pool))
+    default = Pool.open(Io(), str(paths.pool))
     try:
         pools = Pools(default, str(paths.pool_list))
     except BaseException:
@@ -117,7 +108,6 @@ def run(paths: Paths, listener: socket.socket) -> None:
         uvloop.run(serve(pools, listener, paths.fabric_socket))
     finally:
         pools.close()
-        helpers.close()
 
 
 def main() -> int:

@@ -92,8 +92,6 @@ class PoolUpkeep(PoolControl):
         return self.room_bytes() < SHORT_BYTES
 
     def _write_out_step(self) -> float:
-        if self.io.helpers is not None:
-            self.io.helpers.tidy()
         try:
             self.log.write_out()
             self.log.prepare()

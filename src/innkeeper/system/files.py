@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING
 
 from innkeeper.model.problems import Conflict
 from innkeeper.system.clock import Clock, Randomness, RealClock, RealRandomness, RealScheduler, Scheduler
-from innkeeper.system.direct import DirectWriter
-from innkeeper.system.helpers import Helpers
 from innkeeper.system.mounts import Mounts, RealMounts
 
 if TYPE_CHECKING:
@@ -44,11 +42,6 @@ class File(ABC):
     far = False
     """Whether reading it takes so long that more is read than was asked for, and kept."""
 
-    @property
-    def descriptor(self) -> int:
-        """The operating system's number of it while it is open; -1 where it has none."""
-        return -1
-
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
         """The bytes there; fewer only at the end of the file."""
@@ -60,11 +53,6 @@ class File(ABC):
     @abstractmethod
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
         """Write the buffers one behind the other; returns how many bytes were taken."""
-
-    def write_pages(self, pages: memoryview, offset: int) -> int:
-        """Write aligned memory (``direct.aligned_buffer``) of whole pages at a page's offset, where it can be done past
-        the page cache; returns how many bytes were taken."""
-        return self.pwritev([pages], offset)
 
     @abstractmethod
     def fdatasync(self) -> None:
@@ -159,30 +147,6 @@ def write_all(file: File, buffers: Sequence[Buffer], offset: int) -> int:
     return offset - start
 
 
-def write_all_pages(file: File, pages: memoryview, offset: int) -> None:
-    """``File.write_pages`` until all are written."""
-    while pages:
-        written = file.write_pages(pages, offset)
-        if written <= 0:
-            raise OSError(errno.EIO, "the file takes no more bytes", file.path)
-        pages, offset = pages[written:], offset + written
-
-
-def put_file(files: FileSystem, path: str, data: bytes) -> None:
-    """Put a file there, whole and on the medium, in the place of one that may be there. Raises ``OSError``."""
-    fresh = f"{path}.new"
-    if files.exists(fresh):  # where a power cut met a rename, both names may be of one file: it is not to be cut
-        files.unlink(fresh)
-    file = files.open(fresh, create=True)
-    try:
-        write_all(file, [data], 0)
-        file.fdatasync()
-    finally:
-        file.close()
-    files.rename(fresh, path)
-    files.sync_dir(path.rpartition("/")[0])
-
-
 def _rest(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
     for index, buffer in enumerate(buffers):
         if written < len(buffer):
@@ -199,16 +163,12 @@ _SYNC_FILE_RANGE_WRITE = 2
 class RealFile(File):
     """A file of the operating system."""
 
-    __slots__ = ("_direct", "_fd", "path")
+    __slots__ = ("_fd", "_nowait", "path")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
-        self._direct: DirectWriter | None = None
-
-    @property
-    def descriptor(self) -> int:
-        return self._fd
+        self._nowait = True
 
     def pread(self, length: int, offset: int) -> bytes:
         data = os.pread(self._fd, length, offset)
@@ -235,12 +195,6 @@ class RealFile(File):
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
         return os.pwritev(self._fd, buffers, offset)
-
-    def write_pages(self, pages: memoryview, offset: int) -> int:
-        if self._direct is None:
-            self._direct = DirectWriter(self._fd)
-        written = self._direct.write(pages, offset) if self._direct.open else 0
-        return written or os.pwritev(self._fd, [pages], offset)
 
     def fdatasync(self) -> None:
         os.fdatasync(self._fd)
@@ -271,8 +225,6 @@ class RealFile(File):
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-            if self._direct is not None:
-                self._direct.close()
 
     def __del__(self) -> None:
         self.close()
@@ -357,5 +309,3 @@ class Io:
     stores: Mapping[str, Callable[[Address, FileSystem, Clock], Blobs]] = field(default_factory=dict)
     """Drivers of blobs that take the place of those in ``innkeeper.system.stores``."""
     mounts: Mounts = field(default_factory=RealMounts)
-    helpers: Helpers | None = None
-    """Processes that pack blocks; without them that is done here."""

@@ -11,7 +11,6 @@ import threading
 from contextlib import suppress
 
 AHEAD = -10
-BEHIND = 5
 _LEVEL = os.getpriority(os.PRIO_PROCESS, 0)
 
 
@@ -23,11 +22,6 @@ def ahead() -> None:
 def level() -> None:
     """Let this thread go where the process began."""
     _set(_LEVEL)
-
-
-def behind() -> None:
-    """Let this thread step back where others want its processor."""
-    _set(min(19, _LEVEL + BEHIND))
 
 
 def _set(nice: int) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from innkeeper.fabric.meters import Histogram
 from innkeeper.fabric.pool import Pool
 from innkeeper.model.problems import Problem
-from innkeeper.system.priority import ahead
+from innkeeper.system.priority import level
 
 if TYPE_CHECKING:
     from innkeeper.fabric.nbd.session import Session
@@ -40,17 +39,15 @@ class Turn:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="nbd-sync", initializer=ahead)
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="nbd-sync", initializer=level)
         self._loop = asyncio.get_running_loop()
         self._staged: dict[Session, None] = {}
         self._ready: dict[Session, None] = {}
         self._scheduled = False
-        self._sequence = 0
-        self._lock = threading.Lock()
-        """Held for a moment over what the loop and the syncer share: the three below."""
         self._flushes: Waiting = []
-        self._awaiting: list[Waiting] = []
-        """Those that the sync under way is for, and those that are to be told that theirs is done."""
+        self._sequence = 0
+        self._awaiting: Waiting = []
+        """Those that the sync under way is for."""
         self._syncing = False
         self._closed = False
 
@@ -68,9 +65,8 @@ class Turn:
 
     def owes(self, session: Session) -> bool:
         """Whether something that the session asked for waits for an append or a sync."""
-        with self._lock:
-            waiting = [self._flushes, *self._awaiting]
-        return session in self._staged or any(each is session for batch in waiting for each, _ in batch)
+        waiting = any(each is session for each, _ in (*self._flushes, *self._awaiting))
+        return waiting or session in self._staged
 
     def at_end(self, session: Session) -> None:
         """Let the session send what it has, at the end of this turn, after the answers."""
@@ -96,8 +92,7 @@ class Turn:
                 kernel, medium = session.take_staged()
                 session.answer(kernel, problem)
                 if medium.cookies and problem is None:
-                    with self._lock:
-                        self._flushes.append((session, medium))
+                    self._flushes.append((session, medium))
                 else:
                     session.answer(medium, problem)
             self._sync()
@@ -106,51 +101,27 @@ class Turn:
             session.flush()
 
     def _sync(self) -> None:
-        """Sync for all who wait; where a sync is under way, the next one is for those."""
-        with self._lock:
-            if self._syncing or self._closed or not self._flushes:
-                return
-            if self._pool.needs_sync(self._sequence):
-                self._syncing, waiting = True, []
-            else:
-                waiting, self._flushes = self._flushes, []
+        """Sync for all who wait, unless a sync is under way: those wait for the next one."""
+        if self._syncing or self._closed or not self._flushes:
+            return
+        waiting, self._flushes = self._flushes, []
+        if not self._pool.needs_sync(self._sequence):
+            for session, due in waiting:
+                session.answer(due, None)
+            return
+        self._syncing, self._awaiting = True, waiting
+        future = self._loop.run_in_executor(self._syncer, self._pool.sync_blocking, self._sequence)
+        future.add_done_callback(lambda done: self._synced(done, waiting))
+
+    def _synced(self, done: asyncio.Future[None], waiting: Waiting) -> None:
+        self._syncing, self._awaiting = False, []
+        if done.cancelled():
+            return
+        failure = done.exception()
+        if failure is not None and not isinstance(failure, Problem):
+            raise failure
+        if failure is not None:
+            log.error("the log cannot be synced: %s", failure)
         for session, due in waiting:
-            session.answer(due, None)
-        if not waiting:
-            self._loop.run_in_executor(self._syncer, self._keep_syncing).add_done_callback(_raise_failure)
-
-    def _keep_syncing(self) -> None:
-        """Sync as long as somebody waits for it; in the syncer's thread, without going back to the loop in between,
-        which is busy with what was answered."""
-        try:
-            while waiting := self._next_waiting():
-                problem: Problem | None = None
-                try:
-                    self._pool.sync_blocking(self._sequence)
-                except Problem as failed:
-                    log.error("the log cannot be synced: %s", failed)
-                    problem = failed
-                self._loop.call_soon_threadsafe(self._synced, waiting, problem)
-        except BaseException:
-            self._syncing = False
-            raise
-
-    def _next_waiting(self) -> Waiting:
-        """Those that the next sync is for; none: the syncer has nothing to do any more."""
-        with self._lock:
-            waiting, self._flushes = self._flushes, []
-            self._syncing = bool(waiting)
-            if waiting:
-                self._awaiting.append(waiting)
-        return waiting
-
-    def _synced(self, waiting: Waiting, problem: Problem | None) -> None:
-        with self._lock:
-            self._awaiting.remove(waiting)
-        for session, due in waiting:
-            session.answer(due, problem)
-
-
-def _raise_failure(done: asyncio.Future[None]) -> None:
-    if not done.cancelled() and (failure := done.exception()) is not None:
-        raise failure
+            session.answer(due, failure)
+        self._sync()
